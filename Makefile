@@ -1,0 +1,64 @@
+# `make` lists what there is. Nothing needs to be installed before but Python 3.10+ with venv; the rest goes to .venv.
+PYTHON ?= python3
+VENV ?= .venv
+READY = $(VENV)/.ready
+IN = . $(VENV)/bin/activate &&
+
+# a notebook runs on the kernel of this venv, also where the user has another kernel called python3
+export JUPYTER_PREFER_ENV_PATH = 1
+export TOKENIZERS_PARALLELISM = false
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+# Parameters of `make run`. They count only as `name=value` after make; an environment variable `size` stays outside.
+methods = kd,qat
+PARAMETERS = family size task seed limit epochs batch_size lr max_length teacher force outputs
+quoted = '$(subst ','\'',$($(1)))'
+known = methods $(PARAMETERS) PYTHON VENV
+typed = $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(v)))),$(v)))
+wrong = $(strip $(filter-out $(known),$(typed)))
+given = $(foreach p,$(PARAMETERS),$(if $(filter command,$(firstword $(origin $(p)))),-p $(p) $(call quoted,$(p))))
+
+.PHONY: help venv run test clean export readme notebook lab
+
+help: ## list the targets
+	@echo "make run methods=kd,mp,qat size=l1 task=accept seed=3    one run; parameters: methods $(PARAMETERS)"
+	@sed -n 's/^\([a-z ]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+
+venv: $(READY) ## install everything into .venv
+
+$(READY): settings.ini setup.py pyproject.toml
+	@echo "Installing combcomp and what it stands on into $(VENV): about 2 GB, some minutes, once"
+	@$(PYTHON) -m venv $(VENV) || { echo "No venv: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
+	@$(IN) pip install -q -e '.[dev,demo]'
+	@touch $@
+
+run: $(READY) ## train, measure and append one row; the executed notebook goes to outputs/notebooks
+	$(if $(wrong),$(error make run: no parameter is called $(wrong); there are methods $(PARAMETERS)))
+	@mkdir -p outputs/notebooks
+	@$(IN) papermill nbs/run.ipynb outputs/notebooks/run.ipynb --no-progress-bar --stdout-file - -p methods $(call quoted,methods) $(given)
+
+# Two workers of one thread each: two of two threads each, on two cores, are many times slower.
+test: $(READY) ## everything CI checks
+	@echo "== 1/5 notebooks are clean"
+	@$(IN) python tests/check_sync.py clean
+	@echo "== 2/5 combcomp/ is what the notebooks export"
+	@$(IN) python tests/check_sync.py export
+	@echo "== 3/5 README.md is nbs/index.ipynb"
+	@$(IN) python tests/check_sync.py readme
+	@echo "== 4/5 the notebooks run"
+	@$(IN) OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing
+	@echo "== 5/5 tests/"
+	@$(IN) pytest -q
+	@echo "All five passed."
+
+clean: $(READY) ## strip notebooks of what does not belong into git (nbdev_clean)
+	@$(IN) python tests/check_sync.py clean --fix
+
+export: $(READY) ## write combcomp/ from the notebooks (nbdev_export)
+	@$(IN) python tests/check_sync.py export --fix
+
+readme: $(READY) ## write README.md from nbs/index.ipynb
+	@$(IN) python tests/check_sync.py readme --fix
+
+notebook lab: $(READY) ## open the notebooks in JupyterLab
+	@$(IN) jupyter lab nbs $(if $(filter 0,$(shell id -u)),--allow-root)

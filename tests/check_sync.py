@@ -1,0 +1,98 @@
+"""Are the notebooks clean, and do combcomp/ and README.md say what the notebooks say?
+
+    python tests/check_sync.py clean|export|readme [--fix]
+
+Nothing is changed without --fix: `clean` and `export` run nbdev in a copy and compare. nbdev_readme needs Quarto, so
+README.md is built here.
+"""
+import json, os, posixpath, re, shutil, subprocess, sys, tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def nbdev(command, root):
+    "Run an nbdev command in a project folder"
+    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"} # nbdev_test sets it, and it stops nbdev_export
+    module = dict(nbdev_clean="clean", nbdev_export="doclinks")[command]
+    done = subprocess.run([sys.executable, "-c", f"from nbdev.{module} import {command}; {command}()"],
+                          cwd=root, env=env, capture_output=True, text=True)
+    if done.returncode or "Failed to" in done.stderr: # nbdev_clean only warns of what it cannot read
+        raise RuntimeError(f"{command} failed in {root}\n{done.stderr}")
+
+
+def project(root):
+    "The files that nbdev reads and writes, by relative path"
+    return {p.relative_to(root).as_posix(): p.read_text(encoding="utf-8") for glob in ("nbs/*.ipynb", "combcomp/*.py") for p in sorted(root.glob(glob))}
+
+
+def changed_by(command, root=ROOT):
+    "The files that an nbdev command would change, add or not write: found in a copy without the exported modules"
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for name, text in project(root).items():
+            exported = re.match(r"combcomp/(?!__init__)", name)
+            if command == "nbdev_export" and exported: continue
+            (copy/name).parent.mkdir(exist_ok=True)
+            (copy/name).write_text(text, encoding="utf-8")
+        shutil.copy(root/"settings.ini", copy)
+        nbdev(command, copy)
+        before, after = project(root), project(copy)
+    return [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
+
+
+def relative(text):
+    "Links from nbs/ as links from the top: ../figures/x.png -> figures/x.png, 00_tour.ipynb -> nbs/00_tour.ipynb"
+    def link(m): return m[1] + (m[2] if re.match(r"[a-z]+:|[#/]", m[2]) else posixpath.normpath("nbs/" + m[2]))
+    return re.sub(r"""(\]\(|(?:src|href)=["'])([^\s)"']+)""", link, text)
+
+
+def shown(output):
+    "The Markdown of one output: Markdown, else an HTML table, else text; no images, nothing of stderr"
+    data = {k: "".join(v) for k, v in output.get("data", {}).items() if k.startswith("text/")}
+    if any(k.startswith("image/") for k in output.get("data", {})) or output.get("name") == "stderr": return ""
+    if "text/markdown" in data: return relative(data["text/markdown"])
+    if table := re.search(r"<table.*</table>", data.get("text/html", ""), re.DOTALL): return table[0]
+    text = "".join(output.get("text", "")) or data.get("text/plain", "")
+    return f"```\n{text.rstrip()}\n```" if text.strip() else ""
+
+
+def readme(notebook=ROOT/"nbs/index.ipynb"):
+    "README.md as text: prose, code without its `#|` lines, and stored outputs; cells with `#| hide` left out"
+    parts = []
+    for cell in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        options = re.findall(r"^#\|\s*(.*?)\s*$", source, re.MULTILINE)
+        code = re.sub(r"^#\|.*\n?", "", source, flags=re.MULTILINE).strip()
+        if "hide" in options: continue
+        if cell["cell_type"] == "markdown": parts.append(relative(source.strip()))
+        if cell["cell_type"] == "code":
+            if code and "echo: false" not in options: parts.append(f"```python\n{code}\n```")
+            parts += map(shown, cell["outputs"])
+    return "\n\n".join(p.strip() for p in parts if p.strip()) + "\n"
+
+
+def stale_readme(root=ROOT):
+    "README.md, if it is not what nbs/index.ipynb says"
+    readme_md = root/"README.md"
+    now = readme_md.read_text(encoding="utf-8") if readme_md.exists() else ""
+    return [] if now == readme(root/"nbs/index.ipynb") else ["README.md"]
+
+
+CHECKS = dict(clean=lambda: changed_by("nbdev_clean"), export=lambda: changed_by("nbdev_export"), readme=stale_readme)
+
+
+def fix(what):
+    "Write what the check `what` found"
+    if what == "readme": (ROOT/"README.md").write_text(readme(), encoding="utf-8")
+    else: nbdev(f"nbdev_{what}", ROOT)
+
+
+def main(what, *flags):
+    if what not in CHECKS or flags not in ((), ("--fix",)): sys.exit(__doc__)
+    if flags: fix(what)
+    if wrong := CHECKS[what](): sys.exit(f"{what}: {', '.join(wrong)}\n" + (
+        "still differs: a module without a notebook? Delete it." if flags else f"Not in sync. To fix it: make {what}"))
+
+
+if __name__ == "__main__": main(*(sys.argv[1:] or [""]))

@@ -1,0 +1,38 @@
+"What every test file may use: the folder of the project, development data if there is any, and a fresh interpreter"
+import os
+os.environ.setdefault("OMP_NUM_THREADS", "2") # before anything loads torch
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import subprocess, sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def run_py(code, **env):
+    "Run code in a fresh process of this interpreter, one thread, in the project's folder; its stdout"
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **{k: str(v) for k, v in env.items()}}
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="session", name="run_py")
+def _run_py():
+    "The function `run_py`"
+    return run_py
+
+
+@pytest.fixture(scope="session")
+def repo():
+    "The folder that holds settings.ini"
+    return REPO
+
+
+@pytest.fixture(scope="session")
+def shared():
+    "A folder `shared` beside the checkout, with development data; the test is skipped where there is none"
+    if not (folder := REPO.parent/"shared").is_dir(): pytest.skip("development data not beside the checkout")
+    return folder

@@ -1,0 +1,61 @@
+"The notebooks as papermill runs them: parameters arrive, misspelled ones fail, the whole job is done without an output path"
+import json, subprocess, sys
+
+import papermill, pytest
+from conftest import REPO
+
+from combcomp import Run, load_results
+
+SMALL = dict(size="l1", task="accept", limit=64, epochs=1.0)
+
+
+def execute(args, cwd, **kwargs):
+    "papermill as a command"
+    return subprocess.run([sys.executable, "-m", "papermill", str(REPO/"nbs"/"run.ipynb"), *map(str, args)], cwd=cwd, text=True, capture_output=True, **kwargs)
+
+
+def flags(**parameters): return [x for k, v in parameters.items() for x in ("-p", k, v)]
+
+
+def test_parameters_arrive(tmp_path):
+    done = execute([tmp_path/"out.ipynb", *flags(methods="qat, mp(sparsity=0.5)", outputs=tmp_path/"out", seed=3, **SMALL), "--stdout-file", "-"], tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    table = load_results(tmp_path/"out")
+    assert table["methods"].tolist() == ["", "mp(sparsity=0.5),qat"] and table["seed"].tolist() == [3, 3] and table["limit"].tolist() == [64, 64]
+    for part in ("uncompressed l1", "smaller than", f"runs/{Run(methods='mp(sparsity=0.5),qat', seed=3, **SMALL).id}.json"): assert part in done.stdout
+    notebook = json.loads((tmp_path/"out.ipynb").read_text())
+    assert any("image/png" in o.get("data", {}) for c in notebook["cells"] for o in c.get("outputs", [])), "a picture"
+
+
+def test_without_an_output_path_and_redirected(tmp_path):
+    done = execute(flags(methods="kd,qat", outputs=tmp_path/"out", size="l1", limit=800), tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["nbformat"] == 4
+    table = load_results(tmp_path/"out").set_index(["size", "methods"])
+    assert [*table.index] == [("l1", ""), ("l1", "kd,qat"), ("l6", "")]
+    assert table.loc[("l1", "kd,qat"), "train_examples"] > 800 and table.loc[("l1", "kd,qat"), "teacher_score"] == table.loc[("l6", ""), "score"]
+
+
+@pytest.mark.parametrize("wrong, message", [
+    (dict(metods="kd"), "did you mean 'methods'"), (dict(methods="dk"), "method='dk' is not allowed"), (dict(methods="mp(sparsity=1.0)"), "sparsity"),
+    (dict(size="tiny"), "size='tiny'"), (dict(task="acept"), "did you mean 'accept'"), (dict(family="robert"), "family='robert'"), (dict(methods="qat(bits=1)"), "bits='1'")])
+def test_wrong_parameters_fail_before_anything_is_done(tmp_path, wrong, message):
+    done = execute([tmp_path/"out.ipynb", *flags(outputs=tmp_path/"out", **wrong)], tmp_path)
+    assert done.returncode != 0 and message in done.stderr and not (tmp_path/"out").exists()
+
+
+def test_a_lost_parameters_tag_is_noticed(tmp_path):
+    "Without the tag papermill puts its values above the defaults, and they are lost: that is why test_repo demands the tag"
+    notebook = json.loads((REPO/"nbs"/"run.ipynb").read_text())
+    inferred = papermill.inspect_notebook(str(REPO/"nbs"/"run.ipynb"))
+    assert set(inferred) == {*Run.__dataclass_fields__, "force", "outputs"} and all(p["help"] for p in inferred.values())
+    for c in notebook["cells"]: c["metadata"] = {}
+    (tmp_path/"untagged.ipynb").write_text(json.dumps(notebook))
+    assert papermill.inspect_notebook(str(tmp_path/"untagged.ipynb")) == {}
+
+
+def test_make_passes_parameters_on():
+    command = ["make", "-n", "run", "methods=kd(temperature=4), mp > qat", "size=l1", "task=accept", "seed=3"]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
+    assert "-p methods 'kd(temperature=4), mp > qat' -p size 'l1' -p task 'accept' -p seed '3'" in done.stdout.replace("  ", " "), done.stderr
+    assert subprocess.run(["make", "-n", "run", "sise=l1"], cwd=REPO, capture_output=True).returncode != 0

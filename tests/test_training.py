@@ -1,0 +1,196 @@
+"What composing promises, held against a plain Trainer, across processes, and for input that is wrong"
+import json, os, shutil, time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np, pytest, torch, transformers
+from torch.nn.utils import parametrize
+
+from combcomp import Run, load_results, pack, run, unpack
+from combcomp.config import SUBSETS, parse
+from combcomp.grid import model_file
+from combcomp.methods import embeddings, encoder_linears, linears
+from combcomp.models import load_model, load_tokenizer, predict, source
+from combcomp.quantize import limit
+from combcomp.tasks import TASKS, load_task
+from combcomp.train import arguments, build, compress, encode, fit
+
+transformers.logging.set_verbosity_error(); transformers.logging.disable_progress_bar()
+QUIET = lambda *a, **k: None
+
+
+@pytest.fixture(scope="module")
+def accept(tmp_path_factory):
+    "(task, tokenizer, 96 encoded examples with stand-in teacher logits, their texts)"
+    task, tok = TASKS["accept"], load_tokenizer("minilm", "l1")
+    data = load_task("accept", limit=96, cache=tmp_path_factory.mktemp("cache"))["train"]
+    logits = np.random.default_rng(0).normal(size=(len(data), 2)).tolist()
+    return task, tok, encode(data.add_column("teacher", logits), tok, task.texts), data
+
+
+def student(): return load_model("minilm", "l1", TASKS["accept"].labels)
+def state(model): return {k: v.clone() for k, v in model.state_dict().items()}
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_no_methods_is_bit_for_bit_a_plain_trainer(accept, tmp_path):
+    task, tok, data, _ = accept
+    plain = student()
+    trainer = transformers.Trainer(plain, arguments(tmp_path, 3, 1, 16, 1e-4), transformers.DataCollatorWithPadding(tok), data.remove_columns(["teacher"]))
+    trainer._signature_columns, forward = None, plain.forward
+    plain.forward = lambda length=None, **inputs: forward(**inputs) # Trainer passes every column on
+    trainer.train()
+    ours = student()
+    compress(ours, tok, data, (), say=QUIET, seed=3, epochs=1, batch_size=16, lr=1e-4)
+    assert same(state(plain), state(ours)) and not same(state(ours), state(student()))
+
+
+@pytest.mark.parametrize("methods", SUBSETS, ids=lambda m: m or "none")
+def test_subset(methods, accept, tmp_path):
+    "Every subset trains, bakes without changing an output, keeps its promises, and comes back from its file"
+    task, tok, data, texts = accept
+    model, before = student(), state(student())
+    attached = build(parse(methods)[0]) if methods else []
+    for m in attached: m.attach(model)
+    fit(model, tok, data, attached, epochs=2, batch_size=16, say=QUIET)
+    live = predict(model, tok, texts, task.texts)
+    for m in attached: m.bake(model)
+    from combcomp.methods import plain
+    plain(model)
+    assert np.array_equal(live, predict(model, tok, texts, task.texts))
+    assert not same(before, state(model)) and state(model).keys() == before.keys()
+    for m in model.modules(): assert not (parametrize.is_parametrized(m) or m._forward_hooks or m._forward_pre_hooks)
+    for name, m in encoder_linears(model).items():
+        zeros = int((m.weight == 0).sum())
+        if "mp" in methods: assert m.weight_pruned == round(0.6*m.weight.numel()) and zeros >= m.weight_pruned, name
+        if methods == "mp": assert zeros == m.weight_pruned
+        if methods in ("", "kd"): assert zeros < 10
+    for name, m in (linears(model) | embeddings(model)).items():
+        if "qat" not in methods: assert not hasattr(m, "weight_bits"); continue
+        q = m.weight/m.weight_scale[:, None]
+        assert torch.equal(q.round()*m.weight_scale[:, None], m.weight) and q.round().abs().max() <= limit(8) == 127, name
+    pack(model, tmp_path/"m.safetensors")
+    assert np.array_equal(live, predict(unpack(tmp_path/"m.safetensors"), tok, texts, task.texts))
+
+
+def test_query_key_and_value_share_one_observer():
+    model = student()
+    (quantize,) = build(parse("qat")[0]); quantize.attach(model)
+    assert len(quantize.ranges) == 4 + 2 # attention input, its output, the two of the feed-forward; pooler and classifier
+    calls = []
+    r = quantize.ranges["bert.encoder.layer.0.attention.self"]
+    r.register_forward_hook(lambda *a: calls.append(1))
+    model.train()(input_ids=torch.tensor([[101, 2023, 102]]))
+    assert len(calls) == 1
+
+
+def test_no_whole_table_is_rounded_in_a_step():
+    model = student()
+    (quantize,) = build(parse("qat")[0]); quantize.attach(model)
+    seen, kernel = [], torch.fake_quantize_per_channel_affine
+    torch.fake_quantize_per_channel_affine = lambda w, *a: (seen.append(w.shape[0]), kernel(w, *a))[1]
+    try: model.train()(input_ids=torch.tensor([[101, 2023, 102]])).logits.sum().backward()
+    finally: torch.fake_quantize_per_channel_affine = kernel
+    assert seen and max(seen) <= 1536 # the widest linear layer; the table has 30,522 rows
+
+
+def test_a_run_repeats_in_another_process(tmp_path, run_py):
+    code = """
+import sys, transformers; transformers.logging.set_verbosity_error()
+from combcomp import Run, run
+row = run(Run(size='l1', methods='mp,qat', limit=64, epochs=1), sys.argv[1] if len(sys.argv) > 1 else OUT)
+print(row['score'], row['mb_file'], row['nonzeros'])
+"""
+    results = {run_py(code.replace("OUT", repr(str(tmp_path/str(seed)))), PYTHONHASHSEED=seed).splitlines()[-1] for seed in (1, 2)}
+    files = {model_file(Run(size="l1", methods="mp,qat", limit=64, epochs=1), tmp_path/str(seed)).read_bytes() for seed in (1, 2)}
+    assert len(results) == len(files) == 1
+
+
+# What a family may be
+
+def lay(folder, model, vocab=Path(source("minilm", "l1"))/"vocab.txt"):
+    "A checkpoint in a folder as the hub has it: config, weights, vocabulary"
+    model.save_pretrained(folder)
+    shutil.copy(vocab, folder)
+    return str(folder)
+
+
+def tiny(**kwargs):
+    "A BERT of the shape of the paper's TINY with random weights"
+    config = transformers.BertConfig(num_hidden_layers=2, hidden_size=128, intermediate_size=512, num_attention_heads=2, **kwargs)
+    torch.manual_seed(0)
+    return transformers.BertForPreTraining(config) if not kwargs else transformers.BertForSequenceClassification(config)
+
+
+def test_bert_comes_from_the_hub_cache_by_name(tmp_path, run_py):
+    name, commit = "models--google--bert_uncased_L-2_H-128_A-2", "30b0a37ccaaa32f332884b96992754e246e48c5f"
+    snapshot = tmp_path/"home"/"hub"/name/"snapshots"/commit
+    (snapshot.parent.parent/"refs").mkdir(parents=True); (snapshot.parent.parent/"refs"/"main").write_text(commit)
+    lay(snapshot, tiny())
+    code = f"""
+import transformers; transformers.logging.set_verbosity_error()
+from combcomp import Run, run, unpack
+from combcomp.grid import model_file
+cfg = Run(family='bert', size='tiny', methods='mp,qat', limit=64, epochs=1)
+row = run(cfg, {str(tmp_path/'out')!r})
+print(row['parameters'], unpack(model_file(cfg, {str(tmp_path/'out')!r})).config.num_hidden_layers)
+"""
+    assert run_py(code, HF_HOME=tmp_path/"home", HF_HUB_OFFLINE="1").splitlines()[-1] == f"{4_385_920 + 10*128 + 10} 2"
+
+
+def test_a_hub_name_without_network_or_cache_fails_soon_and_says_how_to_go_on(tmp_path, run_py):
+    code = f"""
+import time; from combcomp import Run, run
+start = time.time()
+try: run(Run(family='bert', size='tiny', limit=64), {str(tmp_path/'out')!r})
+except OSError as e: print(time.time() - start, e)
+"""
+    for env in (dict(HF_ENDPOINT="http://127.0.0.1:9"), dict(HF_HUB_OFFLINE="1")):
+        seconds, _, message = run_py(code, HF_HOME=tmp_path/"home", **env).splitlines()[-1].partition(" ")
+        assert float(seconds) < 10 and "HF_HOME" in message and "minilm" in message
+    assert len(load_results(tmp_path/"out")) == 0
+
+
+def test_a_folder_is_a_family_and_a_broken_one_leaves_no_row(tmp_path):
+    folder = lay(tmp_path/"mine", tiny(num_labels=2))
+    row = run(Run(family=folder, size="l1", task="accept", limit=64, epochs=1), tmp_path/"out", say=QUIET)
+    assert row["parameters"] < tiny(num_labels=2).num_parameters()
+    broken = tiny(num_labels=2); broken.bert.pooler.dense.weight.data[0, 0] = float("nan")
+    cfg = Run(family=lay(tmp_path/"broken", broken), size="full", task="accept", limit=64, epochs=1)
+    with pytest.raises(FloatingPointError, match="the loss became nan"): run(cfg, tmp_path/"out", say=QUIET)
+    assert load_results(tmp_path/"out")["id"].tolist() == [row["id"]] and not model_file(cfg, tmp_path/"out").exists()
+
+
+def test_a_teacher_of_your_own(tmp_path):
+    cfg = Run(size="l1", task="accept", methods="kd", limit=64, epochs=1, teacher=lay(tmp_path/"fresh", tiny()))
+    with pytest.raises(ValueError, match="never fine-tuned"): run(cfg, tmp_path/"out", say=QUIET)
+    names = dict(id2label={0: "acceptable", 1: "swapped"}, label2id={"acceptable": 0, "swapped": 1})
+    with pytest.raises(ValueError, match="in the same order"): run(replace(cfg, teacher=lay(tmp_path/"order", tiny(**names))), tmp_path/"out", say=QUIET)
+    names = dict(id2label=dict(enumerate(TASKS["accept"].labels)), label2id={n: i for i, n in enumerate(TASKS["accept"].labels)})
+    with pytest.raises(ValueError, match="where guessing gets"): run(replace(cfg, teacher=lay(tmp_path/"noise", tiny(**names))), tmp_path/"out", say=QUIET)
+    assert len(load_results(tmp_path/"out")) == 0
+
+
+# Outputs
+
+def test_a_folder_that_cannot_be_written_is_known_before_training(tmp_path, run_py):
+    (tmp_path/"file").write_text("")
+    with pytest.raises(OSError, match="cannot write to the outputs folder"): run(Run(limit=64), tmp_path/"file")
+    code = f"""
+import resource; from combcomp import Run, run
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)) # as on a full disk: every larger file fails
+try: run(Run(limit=64), {str(tmp_path/'full')!r})
+except OSError as e: print(e)
+"""
+    assert "cannot write to the outputs folder" in run_py(code) and not [p for p in (tmp_path/"full").rglob("*") if p.is_file()]
+
+
+def test_done_is_done_and_force_is_force(tmp_path):
+    cfg, said = Run(size="l1", task="accept", limit=64, epochs=1), []
+    say = lambda text, **k: said.append(text)
+    first = run(cfg, tmp_path, say=say)
+    assert run(cfg, tmp_path, say=say) == first and "is done" in said[-1] and cfg.id in said[-1]
+    again = run(cfg, tmp_path, force=True, say=say)
+    volatile = {k for k in first if "second" in k} | {"started"}
+    assert {k: v for k, v in again.items() if k not in volatile} == {k: v for k, v in first.items() if k not in volatile}
+    assert json.loads((tmp_path/"runs"/f"{cfg.id}.json").read_text()) == again
