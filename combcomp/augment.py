@@ -10,7 +10,7 @@ from .tasks import wordnet
 
 # %% auto #0
 __all__ = ['LEAVE', 'POS', 'main_sense', 'synonyms', 'inflect', 'base', 'replacements', 'fits', 'Word', 'Dictionary',
-           'synonym_aug', 'augment_text', 'shared_words', 'augment']
+           'synonym_aug', 'augment_text', 'shared_words', 'augment', 'new_copies']
 
 # %% ../nbs/08_augment.ipynb #a3b0bb52
 @functools.cache
@@ -258,3 +258,12 @@ def augment(
     run = functools.partial(dataset.map, _copy, with_indices=True, num_proc=num_proc, load_from_cache_file=False) # a cache would outlive a change of the code
     more = [run(fn_kwargs=dict(how, copy=k)) for k in range(1, copies + 1)]
     return concatenate_datasets([dataset.add_column("copy", [0] * len(dataset)), *more])
+
+# %% ../nbs/08_augment.ipynb #054b20b6
+def new_copies(
+    data, # as from `augment`
+    columns, # text columns that were changed
+): # a Dataset: all originals, and the copies that differ from theirs
+    "Leave out copies in which nothing could be replaced"
+    n, cols = list(data["copy"]).count(0), [list(data[c]) for c in columns]
+    return data.select([i for i in range(len(data)) if i < n or any(c[i] != c[i % n] for c in cols)])

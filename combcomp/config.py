@@ -171,12 +171,12 @@ def canonical(
 # %% ../nbs/01_config.ipynb #ef07c51f
 SUBSETS = ("", "kd", "mp", "qat", "kd,mp", "kd,qat", "mp,qat", "kd,mp,qat") # canonical, smallest first
 
-# %% ../nbs/01_config.ipynb #e46ea05f
+# %% ../nbs/01_config.ipynb #cd18fbc8
 @dataclass(frozen=True)
 class Run:
     "Everything that decides a result; unknown names and values raise ValueError"
     family: str = "minilm" # bert, minilm, or the hub name or folder of any BERT classifier
-    size: str = "l2" # bert: large to tiny; minilm: l6 to l1; others: full, or l<k> for k evenly spaced layers
+    size: str = "l1" # bert: large to tiny; minilm: l6 to l1; others: full, or l<k> for k evenly spaced layers
     task: str = "supersense" # one of the eight GLUE tasks or of the five of the WordNet suite
     methods: str = "" # any subset of kd, qat, mp (and ptq), kept in canonical form
     seed: int = 0 # of initialisation, order, dropout and augmentation

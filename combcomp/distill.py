@@ -6,14 +6,14 @@
 __all__ = ['soft_loss', 'distill_loss', 'Distill', 'check_labels', 'check_teacher', 'load_teacher', 'distill_key', 'taught',
            'keep_dataset']
 
-# %% ../nbs/07_distill.ipynb #bfdfbf9c
+# %% ../nbs/07_distill.ipynb #cad97fe0
 import hashlib, json, os, shutil, tempfile
 from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
-from .augment import augment
+from .augment import augment, new_copies
 from .config import KD, outputs_dir
 from .methods import Method
 from .models import from_hub, load_tokenizer, predict
@@ -89,7 +89,7 @@ def distill_key(teacher_id:str, task:str, limit, kd:KD, seed:int, max_length:int
     text = json.dumps(["distill", 1, teacher_id, task, limit, kd.augment, kd.words if kd.augment else None, seed if kd.augment else None, max_length])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-# %% ../nbs/07_distill.ipynb #7e854f12
+# %% ../nbs/07_distill.ipynb #fa07cb79
 def taught(
     train, # the task's training set
     task, kd:KD,
@@ -102,7 +102,7 @@ def taught(
     from datasets import load_from_disk
     folder = Path(cache or outputs_dir()/"cache")/"distill"/key
     if not (folder/"state.json").is_file():
-        data = augment(train, task.augment, task.texts, copies=kd.augment, words=kd.words, seed=seed)
+        data = new_copies(augment(train, task.augment, task.texts, copies=kd.augment, words=kd.words, seed=seed), task.augment)
         logits = predict(*teacher(), data, task.texts, max_length=max_length)
         keep_dataset(data.add_column("teacher", [row.tolist() for row in logits]), folder)
     return load_from_disk(str(folder))

@@ -51,7 +51,7 @@ def _own_teacher(cfg, data):
     check_teacher(s, majority(task, val["label"]), task)
     return hashlib.sha256(logits.tobytes()).hexdigest()[:16], s, lambda: (model, tok)
 
-# %% ../nbs/15_grid.ipynb #cb5638c3
+# %% ../nbs/15_grid.ipynb #6ef2c272
 def training_set(
     cfg:Run, data, # the task's splits
     outputs=None, say=print,
@@ -62,7 +62,7 @@ def training_set(
     teacher_id, teacher_score, teacher = find_teacher(cfg, data, outputs, say)
     key = distill_key(teacher_id, cfg.task, cfg.limit, kd, cfg.seed, cfg.max_length)
     cache = outputs_dir(outputs)/"cache"
-    if not (cache/"distill"/key).is_dir(): say(f"  asking the teacher about {len(data['train'])*(1 + kd.augment):,} examples, once", flush=True)
+    if not (cache/"distill"/key).is_dir(): say(f"  asking the teacher about {len(data['train']):,} examples and their copies, once", flush=True)
     return taught(data["train"], TASKS[cfg.task], kd, teacher, key, cfg.seed, cache, cfg.max_length), teacher_score
 
 # %% ../nbs/15_grid.ipynb #84064300
@@ -79,7 +79,7 @@ def evaluate(
         if first is None: first, results = logits, dict(score=score(task, values), metric=task.headline, **results)
     return results, first
 
-# %% ../nbs/15_grid.ipynb #0ab31588
+# %% ../nbs/15_grid.ipynb #b55b0e9e
 def run(
     cfg:Run,
     outputs=None, # folder of rows, models and caches; None is the project's outputs/
@@ -96,12 +96,12 @@ def run(
     data = load_task(cfg.task, cfg.limit, cache=out/"cache")
     train, teacher_score = training_set(cfg, data, out, say)
     tok, model = load_tokenizer(cfg.family, cfg.size), load_model(cfg.family, cfg.size, TASKS[cfg.task].labels, cfg.seed)
-    rate = cfg.lr or learning_rate(model.config.hidden_size)
+    rate = cfg.lr or learning_rate(model.config.num_hidden_layers, model.config.hidden_size)
     stats = compress(model, tok, encode(train, tok, TASKS[cfg.task].texts, cfg.max_length), parse(cfg.methods), say=say,
                      seed=cfg.seed, epochs=cfg.epochs, batch_size=cfg.batch_size, lr=rate)
     return _finish(cfg, model, tok, data, out, say, dict(started=started, learning_rate=rate, train_examples=len(train), teacher_score=teacher_score, **stats))
 
-# %% ../nbs/15_grid.ipynb #3511ced1
+# %% ../nbs/15_grid.ipynb #305f4c36
 def label(cfg:Run) -> str: # "minilm l2 supersense kd,qat seed 0"
     "A run in a few words"
     return f"{cfg.family} {cfg.size} {cfg.task} {cfg.methods or 'none'} seed {cfg.seed}"
@@ -110,6 +110,7 @@ def _finish(cfg, model, tok, data, out, say, facts):
     "Evaluate and keep a baked model; the row comes last, so that a row means that everything is there"
     model = model.cpu()
     results, logits = evaluate(model, tok, data, cfg)
+    model_file(cfg, out).parent.mkdir(exist_ok=True)
     model.config.combcomp = dict(run=cfg.id, methods=cfg.methods, task=cfg.task)
     pack(model, model_file(cfg, out), tokenizer="" if Path(source(cfg.family, cfg.size)).is_dir() else source(cfg.family, cfg.size))
     val = data[TASKS[cfg.task].evals[0]]

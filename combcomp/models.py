@@ -126,10 +126,10 @@ def cut(model, size:str): # the same model with fewer layers
     model.config.num_hidden_layers = len(model.bert.encoder.layer)
     return model
 
-# %% ../nbs/03_models.ipynb #3cf7275d
-def learning_rate(hidden:int) -> float: # peak rate of AdamW at batch 32
-    "A peak learning rate for a BERT of this width"
-    return float(f"{1e-4*(384/hidden)**1.5:.1e}")
+# %% ../nbs/03_models.ipynb #7a18f96a
+def learning_rate(layers:int, hidden:int) -> float: # peak rate of AdamW at batch 32
+    "A peak learning rate for a BERT of this depth and width"
+    return float(f"{min(5e-4, 5e-4*(384/hidden)**2/layers**0.5):.1e}")
 
 # %% ../nbs/03_models.ipynb #544a2295
 def predict(

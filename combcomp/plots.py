@@ -69,13 +69,14 @@ def _size_bars(ax, row, i, n, name, colour):
     ax.set(yticks=range(len(values)), yticklabels=[SIZES[k] for k in SIZES if row.get(k)], xlabel="MB"); ax.margins(x=0.15); ax.legend()
     if i == n - 1: ax.invert_yaxis()
 
-# %% ../nbs/17_plots.ipynb #d45c1706
+# %% ../nbs/17_plots.ipynb #dc632301
 def save_figure(
     fig, name:str, # without ending
     folder, # usually <root>/figures
 ): # nothing
     "Write a figure as SVG and PNG with reproducible bytes"
     folder = Path(folder); folder.mkdir(exist_ok=True, parents=True)
+    fig.draw_without_rendering(); fig.set_layout_engine("none") # laid out once: a second layout may differ by a hair
     with plt.rc_context({"svg.hashsalt": name}):
         fig.savefig(folder/f"{name}.svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
         fig.savefig(folder/f"{name}.png", metadata={"Software": None}, bbox_inches="tight", dpi=150)

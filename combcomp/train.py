@@ -73,7 +73,7 @@ def arguments(folder, seed, epochs, batch_size, lr, **more) -> TrainingArguments
         bf16=bf16_is_native(), use_cpu=not torch.cuda.is_available(), train_sampling_strategy="group_by_length", remove_unused_columns=False, disable_tqdm=True,
         save_strategy="no", logging_strategy="no", report_to="none", **more)
 
-# %% ../nbs/09_train.ipynb #e5d3c0e7
+# %% ../nbs/09_train.ipynb #f3967000
 def fit(
     model, tokenizer,
     data, # of `encode`
@@ -87,6 +87,7 @@ def fit(
         trainer = Composed(model, arguments(folder, seed, epochs, batch_size, lr), DataCollatorWithPadding(tokenizer), data, callbacks=[clock])
         trainer.remove_callback(PrinterCallback); trainer.remove_callback(ProgressCallback); trainer.methods = methods
         start = time.perf_counter(); result = trainer.train(); seconds = time.perf_counter() - start
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False) # else the model would go on computing in bf16
     return dict(train_seconds=seconds, steps=result.global_step, examples_per_second=len(data)*epochs/seconds)
 
 # %% ../nbs/09_train.ipynb #bec73125
