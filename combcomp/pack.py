@@ -19,8 +19,8 @@ AnsCoder, Categorical = constriction.stream.stack.AnsCoder, constriction.stream.
 
 # %% auto #0
 __all__ = ['AnsCoder', 'Categorical', 'TOTAL', 'FIELDS', 'CHOICES', 'OPTIONAL', 'FORMAT', 'VERSION', 'WIDEST', 'counts_of',
-           'encode', 'decode', 'candidates', 'smallest', 'restore', 'checked_config', 'skeleton', 'integers', 'pack',
-           'CorruptFile', 'inspect', 'unpack']
+           'encode', 'decode', 'candidates', 'smallest', 'restore', 'checked_config', 'skeleton', 'integers',
+           'CorruptFile', 'inspect', 'pack', 'unpack']
 
 # %% ../nbs/11_pack.ipynb #0593e4a4
 TOTAL = 2**16   # what the stored counts of a stream sum to
@@ -231,25 +231,9 @@ def _write(path, data):
 def _json(value): # sorted and compact: the same text for the same value
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
-# %% ../nbs/11_pack.ipynb #4425de5a
+# %% ../nbs/11_pack.ipynb #ecaf985b
 FORMAT, VERSION = "combcomp", 1
 
-def pack(
-    model:BertForSequenceClassification, # baked: plain modules in float32
-    path, # where to write; an existing file is replaced
-    tokenizer:str="", # hub name of the tokenizer, kept as it is
-    info:dict|None=None, # anything JSON can hold, kept as it is
-) -> dict: # what `inspect` says about the file
-    "Write a model to one file, each tensor in its smallest form; ValueError for a model that is not plain"
-    config, records, arrays = _plain(model), {}, {}
-    for name, value in model.state_dict().items():
-        records[name], parts = _record(name, value, model.get_submodule(name.rpartition(".")[0]))
-        arrays |= parts
-    header = dict(format=FORMAT, version=VERSION, config=config, tokenizer=tokenizer, info=info or {}, inputs=_inputs(model), tensors=records)
-    _write(path, save(arrays, {FORMAT: _json(header | {"check": _crc(_json(header).encode())})}))
-    return inspect(path)
-
-# %% ../nbs/11_pack.ipynb #ef98f8f7
 class CorruptFile(ValueError):
     "A file that `pack` did not write, or that was damaged since"
 
@@ -318,6 +302,22 @@ def inspect(
         tensors = {k: {a: b for a, b in r.items() if a != "check"} | {"bytes": sum(_nbytes(f, p) for p in parts[k].values())} for k, r in header["tensors"].items()}
         embeddings = sum(r["bytes"] for k, r in tensors.items() if k.startswith("bert.embeddings."))
         return header | dict(bytes=os.stat(path).st_size, embeddings=embeddings, tensors=tensors)
+
+# %% ../nbs/11_pack.ipynb #2c178423
+def pack(
+    model:BertForSequenceClassification, # baked: plain modules in float32
+    path, # where to write; an existing file is replaced
+    tokenizer:str="", # hub name of the tokenizer, kept as it is
+    info:dict|None=None, # anything JSON can hold, kept as it is
+) -> dict: # what `inspect` says about the file
+    "Write a model to one file, each tensor in its smallest form; ValueError for a model that is not plain"
+    config, records, arrays = _plain(model), {}, {}
+    for name, value in model.state_dict().items():
+        records[name], parts = _record(name, value, model.get_submodule(name.rpartition(".")[0]))
+        arrays |= parts
+    header = dict(format=FORMAT, version=VERSION, config=config, tokenizer=tokenizer, info=info or {}, inputs=_inputs(model), tensors=records)
+    _write(path, save(arrays, {FORMAT: _json(header | {"check": _crc(_json(header).encode())})}))
+    return inspect(path)
 
 # %% ../nbs/11_pack.ipynb #497f3c8d
 def _tensor(f, name, record, parts):

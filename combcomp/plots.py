@@ -44,7 +44,7 @@ def _size_axis(ax, size):
     ax.invert_xaxis(); ax.xaxis.set_major_formatter("{x:g}"); ax.legend(title="methods")
     return ax
 
-# %% ../nbs/17_plots.ipynb #24dd0256
+# %% ../nbs/17_plots.ipynb #5edd8d92
 SIZES = dict(mb_paper="paper's convention", mb_packed="integers, mask, scales", mb_file="file on disk", mb_onnx="ONNX")
 
 def compare(
@@ -56,17 +56,18 @@ def compare(
     for i, (name, row) in enumerate(rows.items()):
         colour = COLOURS[base(row["methods"])] if i else "#999999"
         axes[0].barh(i, row["score"], color=colour); axes[0].annotate(f" {row['score']:.1f}", (row["score"], i), va="center")
-        _size_bars(axes[1], row, i, len(rows), name, colour)
-    axes[0].set(yticks=range(len(rows)), yticklabels=[*rows], xlabel=f"{row['metric']} x 100", xlim=(0, 115)); axes[0].invert_yaxis()
+        _size_bars(axes[1], row, i, len(rows), colour)
+    axes[0].axvline(row["majority"], color="black", ls=":", lw=1)
+    axes[0].set(yticks=range(len(rows)), yticklabels=[*rows], xlabel=f"{row['metric']} x 100 (dotted: guessing)", xlim=(0, 115)); axes[0].invert_yaxis()
     return axes
 
-def _size_bars(ax, row, i, n, name, colour):
+def _size_bars(ax, row, i, n, colour):
     "One bar for each size convention that the row has"
     values = [row[k] for k in SIZES if row.get(k)]
     for j, value in enumerate(values):
-        ax.barh(j + (i - (n - 1)/2)*0.8/n, value, 0.8/n, color=colour, label=name if j == 0 else None)
+        ax.barh(j + (i - (n - 1)/2)*0.8/n, value, 0.8/n, color=colour)
         ax.annotate(f" {value:.3g}", (value, j + (i - (n - 1)/2)*0.8/n), va="center")
-    ax.set(yticks=range(len(values)), yticklabels=[SIZES[k] for k in SIZES if row.get(k)], xlabel="MB"); ax.margins(x=0.15); ax.legend()
+    ax.set(yticks=range(len(values)), yticklabels=[SIZES[k] for k in SIZES if row.get(k)], xlabel="MB"); ax.margins(x=0.15)
     if i == n - 1: ax.invert_yaxis()
 
 # %% ../nbs/17_plots.ipynb #dc632301

@@ -50,7 +50,7 @@ def packed_bytes(
     scales = sum(4 * t["shape"][0] for t in rows if t["bits"] < 32)
     return values + masks + scales + 8 * inputs
 
-# %% ../nbs/10_size.ipynb #205a03b8
+# %% ../nbs/10_size.ipynb #65749b22
 def counts(
     model, # as for `sizes_of`
 ) -> dict: # parameters, nonzeros, sparsity (of the pruned tensors, 0 to 1)
@@ -59,6 +59,7 @@ def counts(
     return dict(parameters=sum(t["numel"] for t in rows), nonzeros=sum(int(p.count_nonzero()) for p in model.parameters()),
                 sparsity=sum(t["pruned"] for t in of_pruned) / max(1, sum(t["numel"] for t in of_pruned)))
 
+# %% ../nbs/10_size.ipynb #5aeec602
 def sizes_of(
     model, # a baked BertForSequenceClassification
     file=None, # what `pack` wrote for it; None leaves mb_file None

@@ -127,6 +127,14 @@ def online(
         thread.join(timeout)
     return answer == [True]
 
+# %% ../nbs/02_tasks.ipynb #def557ea
+def _ways_out(what, instead, asked):
+    "The message of a missing download"
+    why = "HF_HUB_OFFLINE is set" if asked else "the Hugging Face hub cannot be reached"
+    ways = ["set HF_HOME to a folder whose cache has it" + ("" if asked else " (and HF_HUB_OFFLINE=1, to skip the question)"),
+            "run once with a network" + (" and without HF_HUB_OFFLINE" if asked else ""), *([instead] if instead else [])]
+    return f"{what} is not in the local cache and {why}. Ways out: " + "; ".join(ways)
+
 # %% ../nbs/02_tasks.ipynb #512f33a6
 @contextmanager
 def hub(
@@ -143,14 +151,6 @@ def hub(
     except (OSError, ValueError) as e: raise ConnectionError(_ways_out(what, instead, before[0])) from e
     finally:
         for m, b in zip(places, before): m.HF_HUB_OFFLINE = b
-
-# %% ../nbs/02_tasks.ipynb #def557ea
-def _ways_out(what, instead, asked):
-    "The message of a missing download"
-    why = "HF_HUB_OFFLINE is set" if asked else "the Hugging Face hub cannot be reached"
-    ways = ["set HF_HOME to a folder whose cache has it" + ("" if asked else " (and HF_HUB_OFFLINE=1, to skip the question)"),
-            "run once with a network" + (" and without HF_HUB_OFFLINE" if asked else ""), *([instead] if instead else [])]
-    return f"{what} is not in the local cache and {why}. Ways out: " + "; ".join(ways)
 
 # %% ../nbs/02_tasks.ipynb #bbfe536d
 def _glue(task):

@@ -28,12 +28,12 @@ def test_parameters_arrive(tmp_path):
 
 
 def test_without_an_output_path_and_redirected(tmp_path):
-    done = execute(flags(methods="kd,qat", outputs=tmp_path/"out", size="l1", limit=800), tmp_path)
+    done = execute(flags(methods="kd,qat", outputs=tmp_path/"out", size="l1", limit=400), tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout)["nbformat"] == 4
     table = load_results(tmp_path/"out").set_index(["size", "methods"])
     assert [*table.index] == [("l1", ""), ("l1", "kd,qat"), ("l6", "")]
-    assert table.loc[("l1", "kd,qat"), "train_examples"] > 800 and table.loc[("l1", "kd,qat"), "teacher_score"] == table.loc[("l6", ""), "score"]
+    assert table.loc[("l1", "kd,qat"), "train_examples"] > 400 and table.loc[("l1", "kd,qat"), "teacher_score"] == table.loc[("l6", ""), "score"]
 
 
 @pytest.mark.parametrize("wrong, message", [
