@@ -244,3 +244,18 @@ def test_readme(tmp_path):
     assert check_sync.stale_readme(tmp_path) == ["README.md"]
     (tmp_path/"README.md").write_text(check_sync.readme(tmp_path/"nbs/index.ipynb"), encoding="utf-8")
     assert check_sync.stale_readme(tmp_path) == []
+
+
+def test_the_readme_says_what_the_released_rows_say(tmp_path):
+    "nbs/index.ipynb, executed now, gives README.md: its stored tables are those of outputs/results.csv"
+    import nbclient, nbformat
+    notebook = nbformat.read(REPO/"nbs"/"index.ipynb", as_version=4)
+    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3", resources=dict(metadata=dict(path=str(REPO/"nbs")))).execute()
+    nbformat.write(notebook, tmp_path/"index.ipynb")
+    assert check_sync.readme(tmp_path/"index.ipynb") == (REPO/"README.md").read_text(encoding="utf-8")
+
+
+def test_links_of_the_readme_lead_somewhere():
+    text = (REPO/"README.md").read_text(encoding="utf-8")
+    links = [l for l in re.findall(r"\]\(([^)]+)\)", text) if not l.startswith("http")]
+    assert len(links) > 10 and not [l for l in links if not (REPO/l).exists()]

@@ -30,7 +30,7 @@ def answer(code, **env):
 @pytest.fixture(scope="session")
 def glue(tmp_path_factory):
     "What a process with a GLUE cache and no network sees"
-    if not (SHARED/"bin"/"glue-cache").exists(): pytest.skip("needs GLUE as parquet in ../shared and its bin/glue-cache; neither is part of the project")
+    if not (SHARED/"bin"/"glue-cache").exists(): pytest.skip("development data (GLUE) not beside the checkout")
     home = tmp_path_factory.mktemp("hf")
     subprocess.run([sys.executable, str(SHARED/"bin"/"glue-cache"), str(home)], check=True, capture_output=True, timeout=120)
     code = """
@@ -261,3 +261,22 @@ def test_limits_are_nested_and_keep_both_classes():
     order = tasks._order(labels)
     assert set(np.asarray(labels)[order[:2]]) == {0, 1} and sorted(order) == list(range(100))
     assert order.tolist() != sorted(order) and tasks._order(labels).tolist() == order.tolist()
+
+
+def test_a_run_on_real_glue(glue, tmp_path):
+    "A regression on pairs from the hub cache to its row; MNLI's two validation sets are two results"
+    seen = answer(f"""
+import json, transformers; transformers.logging.set_verbosity_error()
+from combcomp import Run, run
+from combcomp.grid import evaluate
+from combcomp.models import load_model, load_tokenizer
+from combcomp.tasks import TASKS, load_task
+row = run(Run(task="stsb", methods="mp,qat", limit=200, epochs=1), {str(tmp_path)!r})
+data = load_task("mnli")
+data = {{s: data[s].select(range(64)) for s in TASKS["mnli"].evals}}
+mnli, _ = evaluate(load_model("minilm", "l1", TASKS["mnli"].labels), load_tokenizer("minilm", "l1"), data, Run(task="mnli"))
+print(json.dumps(dict(row=row, mnli=mnli)))
+""", HF_HOME=str(glue[0]), HF_HUB_OFFLINE="1", HF_DATASETS_CACHE=None)
+    row = seen["row"]
+    assert row["metric"] == "pearson" and row["score"] == 100*row["pearson"] > 20 and -1 <= row["spearman"] <= 1 and row["eval_examples"] == 1500
+    assert {"accuracy", "accuracy_mismatched"} <= seen["mnli"].keys() and seen["mnli"]["score"] == 100*seen["mnli"]["accuracy"]
