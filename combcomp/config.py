@@ -12,6 +12,9 @@ from pathlib import Path
 __all__ = ['GLUE', 'WORDNET', 'FAMILIES', 'METHODS', 'SUBSETS', 'SCHEMA', 'reject', 'number', 'checked', 'KD', 'MP', 'QAT', 'PTQ',
            'method_name', 'parse', 'canonical', 'Run', 'teacher_run', 'root', 'outputs_dir', 'shown', 'parameters']
 
+# %% ../nbs/01_config.ipynb #29d50fad
+if os.environ.get("IN_TEST"): os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # %% ../nbs/01_config.ipynb #f17cac26
 GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")         # by hub name, nyu-mll/glue
 WORDNET = ("supersense", "accept", "wic", "hypernym", "glosssim")             # built from WordNet 3.0, offline
@@ -244,13 +247,13 @@ def shown(path) -> str: # relative to the project if inside it
     path = Path(path).resolve()
     return str(path.relative_to(root())) if path.is_relative_to(root()) else str(path)
 
-# %% ../nbs/01_config.ipynb #4d4343dd
+# %% ../nbs/01_config.ipynb #b0c60fd8
 def parameters(
     names:dict, # the notebook's `globals()`
     allowed, # the parameters it knows
 ) -> dict: # parameter -> value
     "The papermill parameters of a notebook; ValueError for one that the notebook does not know"
-    plain = lambda v: v is None or isinstance(v, (str, int, float, list, dict, tuple))
+    plain = lambda v: v is None or isinstance(v, (str, int, float, list, dict)) # what papermill can inject
     given = {k: v for k, v in names.items() if not k.startswith("_") and k not in ("In", "Out") and plain(v)}
     for k in given:
         if k not in allowed: reject("notebook", "parameter", k, allowed)

@@ -106,11 +106,11 @@ def run(
                      seed=cfg.seed, epochs=cfg.epochs, batch_size=cfg.batch_size, lr=rate)
     return _finish(cfg, model, tok, data, out, say, dict(started=started, learning_rate=rate, train_examples=len(train), teacher_score=teacher_score, **stats))
 
-# %% ../nbs/15_grid.ipynb #dde98b31
+# %% ../nbs/15_grid.ipynb #d7139683
 def _finish(cfg, model, tok, data, out, say, facts):
     "Evaluate and keep a baked model; the row comes last, so that a row means that everything is there"
-    model = model.cpu()
     results, logits = evaluate(model, tok, data, cfg)
+    model.cpu()
     model_file(cfg, out).parent.mkdir(exist_ok=True)
     model.config.combcomp = dict(run=cfg.id, methods=cfg.methods, task=cfg.task)
     pack(model, model_file(cfg, out), tokenizer="" if Path(source(cfg.family, cfg.size)).is_dir() else source(cfg.family, cfg.size))

@@ -131,7 +131,7 @@ def learning_rate(layers:int, hidden:int) -> float: # peak rate of AdamW at batc
     "A peak learning rate for a BERT of this depth and width"
     return float(f"{min(5e-4, 5e-4*(384/hidden)**2/layers**0.5):.1e}")
 
-# %% ../nbs/03_models.ipynb #544a2295
+# %% ../nbs/03_models.ipynb #77700586
 def predict(
     model, tokenizer,
     data, # a Dataset
@@ -140,6 +140,7 @@ def predict(
 ): # float32 array of shape (examples, outputs)
     "Logits of a model for every example, in the order of the data"
     import numpy as np, torch
+    if torch.cuda.is_available(): model.cuda()
     columns = [list(data[t]) for t in texts]
     ids = tokenizer(*columns, truncation=True, max_length=max_length)["input_ids"]
     order = np.argsort([len(i) for i in ids], kind="stable")

@@ -23,7 +23,7 @@ def base(methods:str) -> str: # one of the eight subsets
     names = {*re.findall(r"[a-z]+", re.sub(r"\([^)]*\)", "", methods))}
     return canonical(",".join(sorted("qat" if n == "ptq" else n for n in names)))
 
-# %% ../nbs/17_plots.ipynb #ddf93236
+# %% ../nbs/17_plots.ipynb #452c0088
 def score_size(
     results, # a DataFrame of rows of one task and family; several seeds are averaged
     size:str="mb_file", # which of the sizes
@@ -32,16 +32,16 @@ def score_size(
     "Score against decreasing size, a line per combination over model sizes"
     ax = ax or plt.subplots()[1]
     mean = results.groupby(["methods", "size"], as_index=False)[["score", size]].mean()
-    for methods, rows in mean.groupby("methods"):
+    for methods, rows in sorted(mean.groupby("methods"), key=lambda g: (SUBSETS.index(base(g[0])), g[0])):
         rows, style = rows.sort_values(size), base(methods)
         ax.plot(rows[size], rows["score"], color=COLOURS[style], marker=MARKERS[style], label=methods or "none")
-    for _, r in mean[mean["methods"] == ""].iterrows(): ax.annotate(r["size"], (r[size], r["score"]), xytext=(0, 6), textcoords="offset points", ha="center")
+    for _, r in mean[mean["methods"] == ""].iterrows(): ax.annotate(r["size"], (r[size], r["score"]), xytext=(0, 8), textcoords="offset points", ha="center")
     return _size_axis(ax, size)
 
 def _size_axis(ax, size):
     "A logarithmic axis of megabytes that falls to the right"
     ax.set(xscale="log", xlabel=f"{size.removeprefix('mb_')} size (MB)", ylabel="score")
-    ax.invert_xaxis(); ax.xaxis.set_major_formatter("{x:g}"); ax.legend(title="methods")
+    ax.invert_xaxis(); ax.xaxis.set_major_formatter("{x:g}"); ax.xaxis.set_minor_formatter("{x:g}"); ax.legend(title="methods")
     return ax
 
 # %% ../nbs/17_plots.ipynb #5edd8d92

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['encode', 'bf16_is_native', 'arguments', 'Composed', 'Clock', 'fit', 'build', 'compress']
 
-# %% ../nbs/09_train.ipynb #03791321
-import math, os, tempfile, time
+# %% ../nbs/09_train.ipynb #5b445580
+import math, tempfile, time
 
 import torch
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
@@ -17,8 +17,6 @@ from .distill import Distill
 from .methods import bake, total_loss
 from .prune import Prune
 from .quantize import Quantize, calibrate
-
-if os.environ.get("IN_TEST") and "OMP_NUM_THREADS" not in os.environ: torch.set_num_threads(1) # nbdev_test runs notebooks side by side
 
 # %% ../nbs/09_train.ipynb #1a0121e2
 def encode(
