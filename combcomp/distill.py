@@ -6,8 +6,9 @@
 __all__ = ['soft_loss', 'distill_loss', 'Distill', 'check_labels', 'check_teacher', 'load_teacher', 'distill_key', 'taught',
            'keep_dataset']
 
-# %% ../nbs/07_distill.ipynb #cad97fe0
+# %% ../nbs/07_distill.ipynb #84ccd89d
 import hashlib, json, os, shutil, tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -89,23 +90,36 @@ def distill_key(teacher_id:str, task:str, limit, kd:KD, seed:int, max_length:int
     text = json.dumps(["distill", 1, teacher_id, task, limit, kd.augment, kd.words if kd.augment else None, seed if kd.augment else None, max_length])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-# %% ../nbs/07_distill.ipynb #fa07cb79
+# %% ../nbs/07_distill.ipynb #81ef0d66
 def taught(
     train, # the task's training set
     task, kd:KD,
-    teacher, # () -> (model, tokenizer); only called if the cache has nothing
-    key:str, # of `distill_key`
-    seed:int=0, cache=None, # folder; None is outputs/cache
-    max_length:int=128,
-): # a Dataset: originals and copies, with the columns `copy` and `teacher`
+    teacher, # () -> (model, tokenizer); only called if the cache lacks something
+    teacher_id:str, # what tells this teacher from others
+    limit:int|None=None, seed:int=0, max_length:int=128, # as in `Run`
+    cache=None, # folder; None is outputs/cache
+): # a Dataset: originals and changed copies, with the columns `copy` and `teacher`
     "The training set of a student: augmented, with the teacher's logits, from the cache if it is there"
     from datasets import load_from_disk
-    folder = Path(cache or outputs_dir()/"cache")/"distill"/key
+    folder = Path(cache or outputs_dir()/"cache")/"distill"/distill_key(teacher_id, task.name, limit, kd, seed, max_length)
     if not (folder/"state.json").is_file():
-        data = new_copies(augment(train, task.augment, task.texts, copies=kd.augment, words=kd.words, seed=seed), task.augment)
-        logits = predict(*teacher(), data, task.texts, max_length=max_length)
-        keep_dataset(data.add_column("teacher", [row.tolist() for row in logits]), folder)
+        parts = [augment(train, task.augment, task.texts, copies=kd.augment, words=kd.words, seed=seed)]
+        if kd.augment: parts = _originals_and_copies(parts[0], task, taught(train, task, replace(kd, augment=0), teacher, teacher_id, limit, seed, max_length, cache))
+        keep_dataset(_with_logits(parts, task, teacher, max_length), folder)
     return load_from_disk(str(folder))
+
+# %% ../nbs/07_distill.ipynb #a1246431
+def _originals_and_copies(data, task, originals):
+    "The originals with their logits, and the copies that differ from them, still without"
+    n = len(originals)
+    copies = new_copies(data, task.augment)
+    return [originals, copies.select(range(n, len(copies)))]
+
+def _with_logits(parts, task, teacher, max_length):
+    "Everything in one dataset, with the teacher asked about what it has not seen"
+    from datasets import concatenate_datasets
+    ask = lambda data: data.add_column("teacher", [row.tolist() for row in predict(*teacher(), data, task.texts, max_length=max_length)])
+    return concatenate_datasets([p if "teacher" in p.column_names else ask(p) for p in parts if len(p)])
 
 def keep_dataset(data, folder):
     "Write a dataset so that its folder is either whole or not there"

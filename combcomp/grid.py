@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['model_file', 'find_teacher', 'training_set', 'evaluate', 'label', 'run', 'runs', 'grid']
 
-# %% ../nbs/15_grid.ipynb #28781cb9
+# %% ../nbs/15_grid.ipynb #fcaa2593
 import hashlib, itertools, math, time
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 from .config import FAMILIES, SUBSETS, KD, Run, method_name, outputs_dir, parse, shown, teacher_run
-from .distill import check_teacher, distill_key, load_teacher, taught
+from .distill import check_teacher, load_teacher, taught
 from .models import cut, learning_rate, load_model, load_tokenizer, predict, source
 from .pack import pack, unpack
 from .results import read_row, save_predictions, save_row, surroundings, writable
@@ -51,7 +51,7 @@ def _own_teacher(cfg, data):
     check_teacher(s, majority(task, val["label"]), task)
     return hashlib.sha256(logits.tobytes()).hexdigest()[:16], s, lambda: (model, tok)
 
-# %% ../nbs/15_grid.ipynb #6ef2c272
+# %% ../nbs/15_grid.ipynb #2ee05961
 def training_set(
     cfg:Run, data, # the task's splits
     outputs=None, say=print,
@@ -60,10 +60,8 @@ def training_set(
     kd = next((s for stage in parse(cfg.methods) for s in stage if isinstance(s, KD)), None)
     if kd is None: return data["train"], None
     teacher_id, teacher_score, teacher = find_teacher(cfg, data, outputs, say)
-    key = distill_key(teacher_id, cfg.task, cfg.limit, kd, cfg.seed, cfg.max_length)
-    cache = outputs_dir(outputs)/"cache"
-    if not (cache/"distill"/key).is_dir(): say(f"  asking the teacher about {len(data['train']):,} examples and their copies, once", flush=True)
-    return taught(data["train"], TASKS[cfg.task], kd, teacher, key, cfg.seed, cache, cfg.max_length), teacher_score
+    say(f"  the teacher's opinion of {len(data['train']):,} examples and their copies, asked once and kept", flush=True)
+    return taught(data["train"], TASKS[cfg.task], kd, teacher, teacher_id, cfg.limit, cfg.seed, cfg.max_length, outputs_dir(outputs)/"cache"), teacher_score
 
 # %% ../nbs/15_grid.ipynb #84064300
 def evaluate(

@@ -53,7 +53,7 @@ class Mask(nn.Module):
         self.register_buffer("keep", torch.ones_like(weight, dtype=torch.bool))
     def forward(self, weight): return torch.where(self.keep, weight, 0.0)
 
-# %% ../nbs/05_prune.ipynb #ecfda009
+# %% ../nbs/05_prune.ipynb #59494c26
 class Prune(Method):
     "Magnitude pruning along a schedule"
     def __init__(self, mp:MP): self.mp, self.level, self.masks = mp, 0.0, {}
@@ -67,7 +67,7 @@ class Prune(Method):
 
     def step(self, progress):
         level = sparsity_at(progress, self.mp)
-        if level < self.mp.sparsity: level = int(level*200)/200
+        if level < self.mp.sparsity: level = int(level*50)/50
         if level > self.level: self.prune_to(level)
 
     def prune_to(self, level):
