@@ -36,6 +36,7 @@ run: $(READY) ## train, measure and append one row; the executed notebook goes t
 	$(if $(wrong),$(error make run: no parameter is called $(wrong); there are methods $(PARAMETERS)))
 	@mkdir -p outputs/notebooks
 	@$(IN) papermill nbs/run.ipynb outputs/notebooks/run.ipynb --no-progress-bar --stdout-file - -p methods $(call quoted,methods) $(given)
+	@echo "notebook outputs/notebooks/run.ipynb, with a picture of it"
 
 # Two workers of one thread each: two of two threads each, on two cores, are many times slower.
 test: $(READY) ## everything CI checks

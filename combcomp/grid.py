@@ -25,7 +25,7 @@ def model_file(cfg:Run, outputs=None) -> Path: # outputs/models/<id>.safetensors
     "The packed model of a run"
     return outputs_dir(outputs)/"models"/f"{cfg.id}.safetensors"
 
-# %% ../nbs/15_grid.ipynb #5fbb37fd
+# %% ../nbs/15_grid.ipynb #ae6c7e55
 def find_teacher(
     cfg:Run, data, # the task's splits
     outputs=None, say=print,
@@ -40,9 +40,9 @@ def find_teacher(
     check_teacher(row["score"], row["majority"], TASKS[cfg.task])
     return t.id, row["score"], lambda: (unpack(model_file(t, outputs)), load_tokenizer(t.family, t.size))
 
+# %% ../nbs/15_grid.ipynb #ea9cbc8f
 def _own_teacher(cfg, data):
     "A teacher given by name, evaluated before it is believed"
-    from transformers import AutoTokenizer
     task, val = TASKS[cfg.task], data[TASKS[cfg.task].evals[0]]
     model = load_teacher(cfg.teacher, task)
     tok = load_tokenizer(cfg.family, cfg.size)
