@@ -72,9 +72,8 @@ def evaluate(
     for split in task.evals:
         logits = predict(model, tokenizer, data[split], task.texts, max_length=cfg.max_length)
         values = metrics(task, logits, data[split]["label"])
-        suffix = "" if first is None else f"_{split.removeprefix('validation_')}"
-        results |= {f"{k}{suffix}": v for k, v in values.items()}
-        if first is None: first, results = logits, dict(score=score(task, values), metric=task.headline, **results)
+        if first is None: first, results = logits, dict(score=score(task, values), metric=task.headline, **values)
+        else: results |= {f"{k}_{split.removeprefix('validation_')}": v for k, v in values.items()}
     return results, first
 
 # %% ../nbs/15_grid.ipynb #9ef7b550
