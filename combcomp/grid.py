@@ -7,13 +7,13 @@ __all__ = ['model_file', 'find_teacher', 'training_set', 'evaluate', 'label', 'r
 
 # %% ../nbs/15_grid.ipynb #fcaa2593
 import hashlib, itertools, math, time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 
-from .config import FAMILIES, SUBSETS, KD, Run, method_name, outputs_dir, parse, shown, teacher_run
+from .config import SUBSETS, KD, Run, outputs_dir, parse, shown, teacher_run
 from .distill import check_teacher, load_teacher, taught
-from .models import cut, learning_rate, load_model, load_tokenizer, predict, source
+from .models import learning_rate, load_model, load_tokenizer, predict, source
 from .pack import pack, unpack
 from .results import read_row, save_predictions, save_row, surroundings, writable
 from .size import sizes_of
@@ -139,7 +139,7 @@ def grid(
     import pandas as pd
     missing = [r for r in todo if read_row(r.id, outputs) is None]
     say(f"{len(todo)} runs, {len(todo) - len(missing)} done", flush=True)
-    start, rows = time.perf_counter(), {}
+    start = time.perf_counter()
     for i, cfg in enumerate(missing):
         run(cfg, outputs, say=say)
         left = (time.perf_counter() - start)/(i + 1)*(len(missing) - i - 1)

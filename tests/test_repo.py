@@ -1,5 +1,5 @@
 "What holds the repository together: the rules of the notebooks, what may lie where, what an import costs"
-import ast, configparser, json, re, shutil, statistics, subprocess, sys
+import ast, configparser, json, re, shutil, statistics, subprocess
 
 import pytest
 

@@ -1,5 +1,5 @@
 "What composing promises, held against a plain Trainer, across processes, and for input that is wrong"
-import json, os, shutil, time
+import json, shutil
 from dataclasses import replace
 from pathlib import Path
 
