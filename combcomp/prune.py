@@ -45,13 +45,13 @@ def keep_masks(
     flat = keep_mask(torch.cat([w.detach().flatten() for w in weights]), sparsity)
     return [part.view_as(w) for part, w in zip(flat.split([w.numel() for w in weights]), weights)]
 
-# %% ../nbs/05_prune.ipynb #e8708725
+# %% ../nbs/05_prune.ipynb #122dcd60
 class Mask(nn.Module):
     "A weight where it is kept, zero elsewhere; so is its gradient"
     def __init__(self, weight):
         super().__init__()
         self.register_buffer("keep", torch.ones_like(weight, dtype=torch.bool))
-    def forward(self, weight): return torch.where(self.keep, weight, 0.0)
+    def forward(self, weight): return (weight*self.keep).add_(0.0)
 
 # %% ../nbs/05_prune.ipynb #59494c26
 class Prune(Method):
