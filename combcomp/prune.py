@@ -45,35 +45,36 @@ def keep_masks(
     flat = keep_mask(torch.cat([w.detach().flatten() for w in weights]), sparsity)
     return [part.view_as(w) for part, w in zip(flat.split([w.numel() for w in weights]), weights)]
 
-# %% ../nbs/05_prune.ipynb #122dcd60
+# %% ../nbs/05_prune.ipynb #ec2de312
 class Mask(nn.Module):
     "A weight where it is kept, zero elsewhere; so is its gradient"
     def __init__(self, weight):
         super().__init__()
         self.register_buffer("keep", torch.ones_like(weight, dtype=torch.bool))
+        self.register_buffer("level", torch.zeros((), dtype=torch.float64)) # the sparsity it was made for
     def forward(self, weight): return (weight*self.keep).add_(0.0)
 
-# %% ../nbs/05_prune.ipynb #59494c26
+# %% ../nbs/05_prune.ipynb #548ce744
 class Prune(Method):
     "Magnitude pruning along a schedule"
-    def __init__(self, mp:MP): self.mp, self.level, self.masks = mp, 0.0, {}
+    def __init__(self, mp:MP): self.mp, self.masks = mp, {}
 
     def attach(self, model):
         self.modules = encoder_linears(model) | (embeddings(model) if self.mp.embeddings else {})
         if not self.modules: raise ValueError("mp: this model has no linear layers in an encoder to prune")
         for name, module in self.modules.items():
+            if not module.weight.numel(): raise ValueError(f"mp: {name} has no weights to prune, its shape is {tuple(module.weight.shape)}")
             self.masks[name] = Mask(module.weight)
             parametrize.register_parametrization(module, "weight", self.masks[name])
 
     def step(self, progress):
         level = sparsity_at(progress, self.mp)
         if level < self.mp.sparsity: level = int(level*50)/50
-        if level > self.level: self.prune_to(level)
+        if level > next(iter(self.masks.values())).level: self.prune_to(level)
 
     def prune_to(self, level):
-        self.level = level
         weights = [m.parametrizations.weight.original for m in self.modules.values()]
-        for mask, keep in zip(self.masks.values(), keep_masks(weights, level, self.mp.scope)): mask.keep.copy_(keep)
+        for mask, keep in zip(self.masks.values(), keep_masks(weights, level, self.mp.scope)): mask.keep.copy_(keep); mask.level.fill_(level)
 
     def bake(self, model):
         for name, module in self.modules.items(): module.weight_pruned = int((~self.masks[name].keep).sum())

@@ -69,7 +69,7 @@ def round_gathered(
     flat = rows.reshape(-1, rows.shape[-1])
     return follow_rows(flat, bits)[0].view_as(rows)
 
-# %% ../nbs/06_quantize.ipynb #008c4e6a
+# %% ../nbs/06_quantize.ipynb #51f66246
 class Range(nn.Module):
     "Rounds activations to a grid between a running minimum and maximum"
     def __init__(self, bits): super().__init__(); self.bits, self.observing, self.low, self.high = bits, True, None, None
@@ -77,8 +77,15 @@ class Range(nn.Module):
     def observe(self, x):
         low, high = x.detach().float().aminmax()
         if self.low is None: self.low, self.high = low.clamp_max(0), high.clamp_min(0)
-        self.low = self.low.lerp(low.clamp_max(0), 0.05)
-        self.high = self.high.lerp(high.clamp_min(0), 0.05)
+        self.low = self.low.to(low.device).lerp(low.clamp_max(0), 0.05)
+        self.high = self.high.to(low.device).lerp(high.clamp_min(0), 0.05)
+
+    def get_extra_state(self): # so that the range is part of a state dict
+        return torch.tensor([torch.nan if self.low is None else v for v in (self.low, self.high)] + [self.observing])
+
+    def set_extra_state(self, state):
+        self.observing = bool(state[2])
+        self.low, self.high = (None, None) if state[0].isnan() else state[:2].clone().unbind()
 
     def grid(self):
         scale = ((self.high - self.low)/(2**self.bits - 1)).clamp_min(1e-12)
@@ -86,7 +93,7 @@ class Range(nn.Module):
 
     def forward(self, x):
         if self.observing and self.training: self.observe(x)
-        return x if self.low is None else round_activations(x, *self.grid(), self.bits)
+        return x if self.low is None else round_activations(x, *(v.to(x.device) for v in self.grid()), self.bits)
 
 # %% ../nbs/06_quantize.ipynb #8a01c5e1
 def round_activations(
