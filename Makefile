@@ -18,7 +18,7 @@ typed = $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(v
 wrong = $(strip $(filter-out $(known),$(typed)))
 given = $(foreach p,$(PARAMETERS),$(if $(filter command,$(firstword $(origin $(p)))),-p $(p) $(call quoted,$(p))))
 
-.PHONY: help venv run test clean export readme notebook lab
+.PHONY: help venv run speed ablations test clean export readme notebook lab
 
 help: ## list the targets
 	@echo "make run methods=kd,mp,qat size=l1 task=accept seed=3    one run; parameters: methods $(PARAMETERS)"
@@ -37,6 +37,14 @@ run: $(READY) ## train, measure and append one row; the executed notebook goes t
 	@mkdir -p outputs/notebooks
 	@$(IN) papermill nbs/run.ipynb outputs/notebooks/run.ipynb --no-progress-bar --stdout-file - -p methods $(call quoted,methods) $(given)
 	@echo "notebook outputs/notebooks/run.ipynb, with a picture of it"
+
+speed: $(READY) ## measure what composing costs, a quarter of an hour; writes outputs/tables/speed_*.csv
+	@mkdir -p outputs/notebooks
+	@$(IN) papermill nbs/speed.ipynb outputs/notebooks/speed.ipynb --no-progress-bar --stdout-file - -p measure True
+
+ablations: $(READY) ## make the rows of nbs/ablations.ipynb that are missing, and its figures
+	@mkdir -p outputs/notebooks
+	@$(IN) papermill nbs/ablations.ipynb outputs/notebooks/ablations.ipynb --no-progress-bar --stdout-file -
 
 # Two workers of one thread each: two of two threads each, on two cores, are many times slower.
 test: $(READY) ## everything CI checks

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 import combcomp.quantize
 from combcomp import Run, load_results, pack, run, unpack
 from combcomp.config import SUBSETS, parse
-from combcomp.grid import model_file
+from combcomp.grid import model_file, stage_file
 from combcomp.methods import embeddings, encoder_linears, linears
 from combcomp.models import load_model, load_tokenizer, predict, source
 from combcomp.quantize import limit
@@ -106,6 +106,39 @@ print(row['score'], row['mb_file'], row['nonzeros'])
     assert len(results) == len(files) == 1
 
 
+def test_a_run_killed_between_its_stages_goes_on_from_there(tmp_path):
+    cfg = Run(size="l1", task="accept", methods="mp > qat", limit=64, epochs=1)
+    class Killed(Exception): pass
+    def say(text, **k):
+        if "stage 2" in text: raise Killed
+    with pytest.raises(Killed): run(cfg, tmp_path/"killed", say=say)
+    assert stage_file(cfg, tmp_path/"killed").is_file() and len(load_results(tmp_path/"killed")) == 0
+    said = []
+    resumed, whole = run(cfg, tmp_path/"killed", say=lambda text, **k: said.append(text)), run(cfg, tmp_path/"whole", say=QUIET)
+    assert not [t for t in said if "stage 1 of 2" in t] and resumed["steps"] == whole["steps"] == 4
+    assert model_file(cfg, tmp_path/"killed").read_bytes() == model_file(cfg, tmp_path/"whole").read_bytes()
+    assert not stage_file(cfg, tmp_path/"killed").exists() and resumed["methods"] == "mp > qat"
+    stage_file(cfg, tmp_path/"killed").write_bytes(b"{}")
+    with pytest.raises(ValueError, match="delete it, and the run begins anew"): run(cfg, tmp_path/"killed", force=True, say=QUIET)
+
+
+@pytest.mark.parametrize("methods", ("qat(bits=16, activations=16, embeddings=16)", "qat(bits=2)", "qat(activations=None)", "mp(embeddings=True, scope='global', schedule='cubic'),qat(bits=4)"))
+def test_options_reach_the_file(methods, accept, tmp_path):
+    "Every option trains, bakes, packs, and is there in the unpacked model"
+    task, tok, data, texts = accept
+    model, spec = student(), {type(s).__name__.lower(): s for s in parse(methods)[0]}
+    compress(model, tok, data, parse(methods), epochs=1, batch_size=32, say=QUIET)
+    pack(model, tmp_path/"m.safetensors")
+    back = unpack(tmp_path/"m.safetensors")
+    assert np.array_equal(predict(model, tok, texts, task.texts), predict(back, tok, texts, task.texts))
+    for name, m in linears(back).items(): assert m.weight_bits == spec["qat"].bits and getattr(m, "input_bits", None) == spec["qat"].activations, name
+    for name, m in embeddings(back).items(): assert m.weight_bits == spec["qat"].embeddings, name
+    if "mp" in spec:
+        pruned = encoder_linears(back) | embeddings(back)
+        total = sum(m.weight.numel() for m in pruned.values())
+        assert sum(m.weight_pruned for m in pruned.values()) == round(0.6*total)
+
+
 # What a family may be
 
 def lay(folder, model, vocab=Path(source("minilm", "l1"))/"vocab.txt"):
@@ -130,7 +163,7 @@ def test_bert_comes_from_the_hub_cache_by_name(tmp_path, run_py):
     code = f"""
 import transformers; transformers.logging.set_verbosity_error()
 from combcomp import Run, run, unpack
-from combcomp.grid import model_file
+from combcomp.grid import model_file, stage_file
 cfg = Run(family='bert', size='tiny', methods='mp,qat', limit=64, epochs=1)
 row = run(cfg, {str(tmp_path/'out')!r})
 print(row['parameters'], unpack(model_file(cfg, {str(tmp_path/'out')!r})).config.num_hidden_layers)
