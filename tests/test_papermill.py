@@ -9,9 +9,9 @@ from combcomp import Run, load_results
 SMALL = dict(size="l1", task="accept", limit=64, epochs=1.0)
 
 
-def execute(args, cwd, **kwargs):
+def execute(args, cwd, notebook="run", **kwargs):
     "papermill as a command"
-    return subprocess.run([sys.executable, "-m", "papermill", str(REPO/"nbs"/"run.ipynb"), *map(str, args)], cwd=cwd, text=True, capture_output=True, **kwargs)
+    return subprocess.run([sys.executable, "-m", "papermill", str(REPO/"nbs"/f"{notebook}.ipynb"), *map(str, args)], cwd=cwd, text=True, capture_output=True, **kwargs)
 
 
 def flags(**parameters): return [x for k, v in parameters.items() for x in ("-p", k, v)]
@@ -42,6 +42,17 @@ def test_without_an_output_path_and_redirected(tmp_path):
 def test_wrong_parameters_fail_before_anything_is_done(tmp_path, wrong, message):
     done = execute([tmp_path/"out.ipynb", *flags(outputs=tmp_path/"out", **wrong)], tmp_path)
     assert done.returncode != 0 and message in done.stderr and not (tmp_path/"out").exists()
+
+
+@pytest.mark.parametrize("notebook, wrong, message", [
+    ("ablations", dict(sizes="l1"), "did you mean 'size'"), ("ablations", dict(make=False), "138 of 138 rows are missing"), ("ablations", dict(task="accept"), "parameter='task'"),
+    ("speed", dict(mesure=True), "did you mean 'measure'"), ("figure1", dict(task="accept"), "did you mean 'tasks'")])
+def test_result_notebooks_tell_what_is_wrong(tmp_path, notebook, wrong, message):
+    known = papermill.inspect_notebook(str(REPO/"nbs"/f"{notebook}.ipynb"))
+    assert known and all(p["help"] for p in known.values())
+    where = dict(outputs=tmp_path/"empty") if "outputs" in known else {}
+    done = execute([tmp_path/"out.ipynb", *flags(**where, **wrong)], tmp_path, notebook)
+    assert done.returncode != 0 and message in done.stderr, done.stderr[-1500:]
 
 
 def test_a_lost_parameters_tag_is_noticed(tmp_path):
