@@ -1,0 +1,190 @@
+"Every subset on both runtimes: the predictions of the baked model, integers inside, any shape, and errors that say what is wrong"
+import json
+
+import numpy as np, pytest, torch, transformers
+
+from combcomp import export, load_exported, pack, unpack
+from combcomp.config import SUBSETS, parse
+from combcomp.methods import bake, linears
+from combcomp.models import load_model, load_tokenizer, predict
+from combcomp.quantize import QLinear, Quantize
+from combcomp.tasks import TASKS, load_task
+from combcomp.train import compress, encode
+
+onnx, ort, ov = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime"), pytest.importorskip("openvino")
+from combcomp.export import FILES, ParityError, load_about, onnx_model
+
+transformers.logging.set_verbosity_error(); transformers.logging.disable_progress_bar()
+QUIET = lambda *a, **k: None
+RUNTIMES = tuple(FILES)
+
+
+@pytest.fixture(scope="module")
+def tok(): return load_tokenizer("minilm", "l1")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tok):
+    "(task name, methods) -> (baked model of one layer, 300 validation examples), trained once"
+    cache, made = tmp_path_factory.mktemp("cache"), {}
+    def get(methods, name="accept"):
+        if (methods, name) in made: return made[methods, name]
+        task, model = TASKS[name], load_model("minilm", "l1", TASKS[name].labels)
+        data = load_task(name, limit=96, cache=cache)
+        logits = np.random.default_rng(0).normal(size=(96, len(task.labels or (0,)))).tolist()
+        train = encode(data["train"].add_column("teacher", logits), tok, task.texts)
+        compress(model, tok, train, parse(methods), say=QUIET, epochs=2, batch_size=16, lr=3e-4)
+        made[methods, name] = model, data["validation"].select(range(300))
+        return made[methods, name]
+    return get
+
+
+def layer_types(folder):
+    "(kind, type it runs in) of each layer of a compiled OpenVINO model"
+    compiled = ov.Core().compile_model(str(folder/"model.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    text = lambda v: v.astype(str) if hasattr(v, "astype") else v
+    return [(text(i["layerType"]), text(i["runtimePrecision"])) for i in (op.get_rt_info() for op in compiled.get_runtime_model().get_ops())]
+
+
+def fused(folder, tmp_path):
+    "Kinds of operators of the graph that ONNX Runtime has made"
+    options = ort.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path/"optimized.onnx"), 3
+    ort.InferenceSession(str(folder/"model.onnx"), options, providers=["CPUExecutionProvider"])
+    return [n.op_type for n in onnx.load(tmp_path/"optimized.onnx").graph.node]
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("methods", SUBSETS, ids=lambda m: m or "none")
+def test_subset(methods, runtime, trained, tok, tmp_path):
+    model, val = trained(methods)
+    about = export(model, tmp_path/"m", runtime, tokenizer=tok, task="accept", data=val, within=0.7) # 2 of 300 examples
+    baked, logits = predict(model, tok, val, ("sentence",)), load_exported(tmp_path/"m", threads=1, precision="f32").logits(val["sentence"])
+    assert (baked.argmax(1) == logits.argmax(1)).mean() >= 0.99 and about["parity"]["equal"] >= 0.99
+    if "qat" not in methods:
+        assert about["int8_layers"] == 0 and abs(baked - logits).max() < 1e-3
+        return
+    assert about["int8_layers"] == 8 and about["mb_onnx"] < 0.27*model.num_parameters()*4/1e6 and about["mb"] < 1.02*about["mb_onnx"]
+    if runtime == "onnx": kinds = fused(tmp_path/"m", tmp_path); assert kinds.count("MatMulIntegerToFloat") == 8 and "Gemm" not in kinds
+    else: assert [t in ("u8", "i8") for kind, t in layer_types(tmp_path/"m") if kind == "FullyConnected"] == [True]*8
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("name", ["hypernym", "glosssim"])
+def test_pairs_and_regression(name, runtime, trained, tok, tmp_path):
+    model, val = trained("qat", name)
+    about = export(model, tmp_path/"m", runtime, tokenizer=tok, task=name, data=val, within=0.7)
+    pairs = list(zip(*(val[t] for t in TASKS[name].texts)))
+    answers = load_exported(tmp_path/"m")(pairs)
+    if name == "glosssim": assert about["labels"] is None and all(a["label"] is None and isinstance(a["score"], float) for a in answers)
+    else: assert {a["label"] for a in answers} <= {"false", "true"} and all(0.5 <= a["score"] <= 1 for a in answers)
+    assert about["parity"]["examples"] == len(answers) == 300
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_any_batch_and_length(runtime, trained, tok, tmp_path):
+    model, val = trained("")
+    export(model, tmp_path/"m", runtime, tokenizer=tok, data=False, max_length=40)
+    m = load_exported(tmp_path/"m", threads=1)
+    texts = ["a", "", "word "*300, *val["sentence"][:14]]
+    enc = [tok(t, truncation=True, max_length=40, return_tensors="pt") for t in texts]
+    with torch.inference_mode(): want = np.concatenate([model(**e).logits.numpy() for e in enc])
+    for size in (1, 5, 32): assert np.allclose(m.logits(texts, batch_size=size), want, atol=1e-3)
+    assert m.logits([]).shape == (0, 2) and m([]) == [] and m("a")[0]["label"] in TASKS["accept"].labels
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("methods", ["qat(bits=4)", "qat(bits=8, activations=None)", "qat(bits=16, activations=16, embeddings=16)", "qat(bits=16, activations=8, embeddings=8)"])
+def test_other_bits(methods, runtime, tok, tmp_path):
+    model = load_model("minilm", "l1", TASKS["accept"].labels)
+    quantize = Quantize(parse(methods)[0][0]); quantize.attach(model)
+    texts = ["the dog sat", "it sat on the small mat near me"]*4
+    batch = tok(texts, padding=True, return_tensors="pt")
+    with torch.no_grad(): model.train()(**batch)
+    bake(model, [quantize])
+    with torch.no_grad(): want = model(**batch).logits.numpy()
+    about = export(model, tmp_path/"m", runtime, tokenizer=tok, data=False)
+    assert about["int8_layers"] == (8 if methods == "qat(bits=4)" else 0) and about["mb_onnx"] < (0.27 if "bits=16" not in methods else 0.52)*model.num_parameters()*4/1e6
+    assert about["mb"] < 1.02*about["mb_onnx"]
+    assert abs(load_exported(tmp_path/"m").logits(texts) - want).max() < (0.03 if "8" in methods or "4" in methods else 2e-3)
+
+
+def test_an_unpacked_model_gives_the_same_file(trained, tok, tmp_path):
+    model, _ = trained("mp,qat")
+    pack(model, tmp_path/"m.safetensors")
+    assert onnx_model(unpack(tmp_path/"m.safetensors")).SerializeToString() == onnx_model(model).SerializeToString()
+
+
+@pytest.mark.parametrize("act", ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "tanh"])
+def test_activation_functions(act):
+    torch.manual_seed(0)
+    config = transformers.BertConfig(vocab_size=99, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, hidden_act=act, num_labels=3)
+    model = transformers.BertForSequenceClassification(config).eval()
+    ids, mask = torch.randint(1, 99, (2, 7)), torch.tensor([[1]*7, [1]*4 + [0]*3])
+    with torch.no_grad(): want = model(ids, attention_mask=mask).logits.numpy()
+    session = ort.InferenceSession(onnx_model(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    got = session.run(None, dict(input_ids=ids.numpy(), attention_mask=mask.numpy(), token_type_ids=0*ids.numpy()))[0]
+    assert np.allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_another_model_does_not_pass(runtime, trained, tok, tmp_path, monkeypatch):
+    "A session that answers something else: the figures, and nothing left behind"
+    model, val = trained("")
+    import importlib
+    E = importlib.import_module("combcomp.export")
+    true = getattr(E, f"_{runtime}_session")
+    monkeypatch.setattr(E, f"_{runtime}_session", lambda *a: (lambda s: lambda feed: -s(feed))(true(*a)))
+    with pytest.raises(ParityError, match=r"scores \d+\.\d+ and the baked one \d+\.\d+ .* 0\.00% of 300 predictions equal"):
+        export(model, tmp_path/"m", runtime, tokenizer=tok, task="accept", data=val)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_what_is_there_is_replaced_only_if_it_is_an_export(trained, tok, tmp_path):
+    model, _ = trained("")
+    (tmp_path/"m").mkdir()
+    export(model, tmp_path/"m", "onnx", tokenizer=tok, data=False)
+    export(model, tmp_path/"m", "openvino", tokenizer=tok, data=False)
+    assert sorted(p.name for p in (tmp_path/"m").iterdir()) == ["export.json", "model.bin", "model.xml", "tokenizer.json"]
+    assert [p.name for p in tmp_path.iterdir()] == ["m"] and load_about(tmp_path/"m")["parity"] is None
+    (tmp_path/"mine").mkdir(); (tmp_path/"mine"/"notes.txt").write_text("")
+    for name in ("mine", "mine/notes.txt"):
+        with pytest.raises(FileExistsError, match="no earlier export"): export(model, tmp_path/name, "onnx", tokenizer=tok, data=False)
+    for f in (tmp_path/"m").iterdir(): assert str(tmp_path).encode() not in f.read_bytes(), f.name
+
+
+def test_arguments(trained, tok, tmp_path):
+    model, val = trained("")
+    bad = [(dict(runtime="tensorrt"), "runtime='tensorrt' is not allowed"), (dict(precision="f16"), "precision='f16'"), (dict(max_length=513), "max_length='513'"),
+           (dict(task="sst"), "did you mean 'sst2'"), (dict(task="mnli"), "mnli has 3 outputs, and the model has 2"), (dict(), "which task")]
+    for kwargs, message in bad:
+        with pytest.raises(ValueError, match=message): export(model, tmp_path/"m", tokenizer=tok, **kwargs)
+    small = transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
+    with pytest.raises(ValueError, match="the tokenizer has 30522 tokens, and the model 50"): export(small, tmp_path/"m", tokenizer=tok, data=False)
+    with pytest.raises(ValueError, match="which tokenizer"): export(small, tmp_path/"m", data=False)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("change, message", [(dict(runtime="../x"), "runtime"), (dict(labels="ab"), "labels"), (dict(labels=[1]), "labels"), (dict(max_length=0), "max_length"),
+                                             (dict(pad=-1), "pad"), (dict(precision="int1"), "precision"), (dict(format="other"), "not written by export")])
+def test_a_changed_json_file(change, message, trained, tok, tmp_path):
+    (tmp_path/"export.json").write_text(json.dumps(dict(format="combcomp-export", runtime="onnx", labels=["a"], max_length=9, pad=0, precision="f32") | change))
+    with pytest.raises(ValueError, match=message): load_exported(tmp_path)
+
+
+def test_reading_needs_no_torch(trained, tok, tmp_path, run_py):
+    model, _ = trained("")
+    export(model, tmp_path/"m", "onnx", tokenizer=tok, data=False)
+    code = f"import sys; from combcomp import load_exported; m = load_exported({str(tmp_path/'m')!r}); print(m('a dog')[0]['label'], [p for p in ('torch', 'transformers', 'onnx', 'openvino') if p in sys.modules])"
+    label, _, modules = run_py(code).strip().partition(" ")
+    assert label in TASKS["accept"].labels and modules == "[]"
+
+
+def test_a_missing_runtime_names_the_extra(trained, tok, tmp_path, run_py):
+    code = """
+import sys; sys.modules['openvino'] = None
+from combcomp.export import _need
+try: _need('openvino')
+except ImportError as e: print(e)
+"""
+    assert "pip install 'combcomp[export]'" in run_py(code)
