@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'writable', 'surroundings', 'save_row', 'read_row', 'save_predictions', 'load_predictions', 'load_results',
-           'release', 'summary']
+           'release', 'balanced', 'summary']
 
 # %% ../nbs/14_results.ipynb #b1861c5f
 import json, os, platform, subprocess
@@ -119,6 +119,15 @@ def release(outputs=None) -> Path: # outputs/results.csv
     table = load_results(outputs)
     atomically(path, lambda p: table.to_csv(p, index=False, lineterminator="\n"))
     return path
+
+# %% ../nbs/14_results.ipynb #cb87863e
+def balanced(
+    table, # a DataFrame of rows
+): # the rows whose seed all combinations of that family, size and task share
+    "Leave out seeds under which only some of the combinations were run"
+    place = ["family", "size", "task"]
+    wanted = table.groupby(place)["methods"].transform("nunique")
+    return table[table.groupby([*place, "seed"])["methods"].transform("nunique") == wanted]
 
 # %% ../nbs/14_results.ipynb #48ee7cf1
 COLUMNS = dict(score=8, mb_paper=10, mb_packed=10, mb_file=10, mb_onnx=10, train_seconds=11) # widths
