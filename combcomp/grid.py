@@ -108,10 +108,9 @@ def before_rounding(cfg:Run): # a `Run`, or None for a run without ptq
     base = replace(cfg, methods=canonical(tuple(s for s in stages if s)))
     return None if base == cfg else base
 
-# %% ../nbs/15_grid.ipynb #2f63db81
-def _rounded(cfg, out, say):
-    "As `_trained`, for a run with ptq: the model without it, unpacked, calibrated and baked"
-    base = before_rounding(cfg)
+# %% ../nbs/15_grid.ipynb #95b6aaf4
+def _rounded(cfg, base, out, say):
+    "As `_trained`, for a run with ptq: the model of `base`, the run without it, unpacked, calibrated and baked"
     row = run(base, out, force=not model_file(base, out).is_file(), say=say)
     say(f"{label(cfg)}: rounding the model of {row['id']}", flush=True)
     task, tok, model = TASKS[cfg.task], load_tokenizer(cfg.family, cfg.size), unpack(model_file(base, out))
@@ -137,7 +136,7 @@ def _finish(cfg, model, tok, data, out, say, facts):
     say(f"  score {row['score']:.1f} ({row['metric']}), {row['mb_file']:.2f} MB, {row['train_seconds']:.0f} s of training", flush=True)
     return row
 
-# %% ../nbs/15_grid.ipynb #622a9ba9
+# %% ../nbs/15_grid.ipynb #6854626e
 def run(
     cfg:Run,
     outputs=None, # folder of rows, models and caches; None is the project's outputs/
@@ -150,7 +149,8 @@ def run(
         say(f"{label(cfg)} is done ({cfg.id}, score {row['score']:.1f}); force=True runs it again", flush=True)
         return row
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    model, tok, data, facts = (_rounded if before_rounding(cfg) else _trained)(cfg, out, say)
+    base = before_rounding(cfg)
+    model, tok, data, facts = _rounded(cfg, base, out, say) if base else _trained(cfg, out, say)
     return _finish(cfg, model, tok, data, out, say, dict(facts, started=started))
 
 # %% ../nbs/15_grid.ipynb #28092f78

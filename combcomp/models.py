@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BERT', 'VOCAB', 'POSITIONS', 'TYPES', 'PAPER_SIZES', 'linear_parameters', 'embedding_parameters', 'layer_parameters',
            'encoder_parameters', 'pretraining_parameters', 'sizes', 'kept_layers', 'source', 'from_hub',
-           'load_tokenizer', 'load_model', 'cut', 'learning_rate', 'predict']
+           'load_tokenizer', 'load_model', 'cut', 'learning_rate', 'by_length', 'predict']
 
 # %% ../nbs/03_models.ipynb #15bac612
 import re
@@ -131,7 +131,17 @@ def learning_rate(layers:int, hidden:int) -> float: # peak rate of AdamW at batc
     "A peak learning rate for a BERT of this depth and width"
     return float(f"{min(5e-4, 5e-4*(384/hidden)**2/layers**0.5):.1e}")
 
-# %% ../nbs/03_models.ipynb #77700586
+# %% ../nbs/03_models.ipynb #b1e69f11
+def by_length(
+    lengths, # of the examples, in tokens
+    batch_size:int, # at most
+) -> list: # of arrays of row numbers
+    "Batches of examples of like length, shortest first"
+    import numpy as np
+    order = np.argsort(lengths, kind="stable")
+    return np.array_split(order, max(1, -(-len(order)//batch_size)))
+
+# %% ../nbs/03_models.ipynb #33bd881b
 def predict(
     model, tokenizer,
     data, # a Dataset
@@ -143,9 +153,8 @@ def predict(
     if torch.cuda.is_available(): model.cuda()
     columns = [list(data[t]) for t in texts]
     ids = tokenizer(*columns, truncation=True, max_length=max_length)["input_ids"]
-    order = np.argsort([len(i) for i in ids], kind="stable")
     out = np.empty((len(ids), model.config.num_labels), np.float32)
-    for part in np.array_split(order, max(1, -(-len(order)//batch_size))):
+    for part in by_length([len(i) for i in ids], batch_size):
         batch = tokenizer(*[[c[i] for i in part] for c in columns], truncation=True, max_length=max_length, padding=True, return_tensors="pt")
         out[part] = _logits(model, batch)
     return out

@@ -195,15 +195,15 @@ def _record(name, value, module):
     record = dict(form=form, bits=int(bits), shape=list(v.shape), check=_crc(v, *scale)) | ({"pruned": int(pruned)} if pruned else {})
     return record, {name + k: a for k, a in parts.items()}
 
-# %% ../nbs/11_pack.ipynb #556b8da9
-def _plain(model):
+# %% ../nbs/11_pack.ipynb #555bfc90
+def _plain(model, where="pack"):
     "The checked configuration of a model; ValueError unless the model is exactly what `skeleton` builds from it, in float32"
-    if not isinstance(model, BertForSequenceClassification): raise ValueError(f"pack: a {type(model).__name__} is no BertForSequenceClassification")
-    if model.config.is_decoder or model.config.add_cross_attention: raise ValueError("pack: the model is a decoder")
+    if not isinstance(model, BertForSequenceClassification): raise ValueError(f"{where}: a {type(model).__name__} is no BertForSequenceClassification")
+    if model.config.is_decoder or model.config.add_cross_attention: raise ValueError(f"{where}: the model is a decoder")
     config = checked_config(model.config.to_dict())
     have, want = ({k: (tuple(v.shape), v.dtype) for k, v in m.state_dict().items()} for m in (model, skeleton(config)))
     odd = sorted(k for k in have.keys() | want.keys() if have.get(k) != want.get(k))
-    if odd: raise ValueError(f"pack: {odd[0]} is {have.get(odd[0])} and should be {want.get(odd[0])}; bake the model first, in float32")
+    if odd: raise ValueError(f"{where}: {odd[0]} is {have.get(odd[0])} and should be {want.get(odd[0])}; bake the model first, in float32")
     return config
 
 # %% ../nbs/11_pack.ipynb #d3924c26

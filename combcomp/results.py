@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'writable', 'surroundings', 'save_row', 'read_row', 'save_predictions', 'load_predictions', 'load_results',
-           'release', 'balanced', 'summary']
+           'release', 'balanced', 'comparable', 'summary']
 
-# %% ../nbs/14_results.ipynb #b1861c5f
+# %% ../nbs/14_results.ipynb #da3f0f53
 import json, os, platform, subprocess
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from .config import Run, atomically, outputs_dir, root, shown
+from .config import SUBSETS, Run, atomically, outputs_dir, root, shown
 
 # %% ../nbs/14_results.ipynb #11a40a09
 def writable(
@@ -128,6 +128,15 @@ def balanced(
     place = ["family", "size", "task"]
     wanted = table.groupby(place)["methods"].transform("nunique")
     return table[table.groupby([*place, "seed"])["methods"].transform("nunique") == wanted]
+
+# %% ../nbs/14_results.ipynb #46fff8e3
+def comparable(
+    table, # a DataFrame of rows
+    family:str="minilm", tasks=("supersense",), # names, as in `Run`
+): # rows of the eight subsets
+    "Rows of the eight subsets with default training on whole training sets, balanced over seeds"
+    usual = table["methods"].isin(SUBSETS) & table["limit"].isna() & (table["epochs"] == Run().epochs)
+    return balanced(table[(table["family"] == family) & table["task"].isin(tasks) & usual])
 
 # %% ../nbs/14_results.ipynb #48ee7cf1
 COLUMNS = dict(score=8, mb_paper=10, mb_packed=10, mb_file=10, mb_onnx=10, train_seconds=11) # widths

@@ -47,7 +47,7 @@ def ratios(
     ends = np.quantile(np.median(relative.to_numpy()[picks], axis=1), [(1 - level)/2, (1 + level)/2], axis=0)
     return pd.DataFrame(dict(median_ms=wide.median()*1e3, ratio=relative.median(), low=ends[0], high=ends[1], rounds=len(wide))).rename_axis(None)
 
-# %% ../nbs/13_speed.ipynb #f5ce5395
+# %% ../nbs/13_speed.ipynb #5ecb0f7e
 def training_step(
     model, methods=(), # attached to it
     batch_size:int=32, length:int=64, # tokens in each example
@@ -60,7 +60,8 @@ def training_step(
     batch = dict(inputs, teacher=torch.randn(batch_size, model.config.num_labels, generator=words))
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-5, fused=True)
     for m in methods: m.step(0.5)
-    return lambda: _step(model, methods, inputs, batch, optimizer, bf16_is_native() if bf16 is None else bf16)
+    if bf16 is None: bf16 = bf16_is_native()
+    return lambda: _step(model, methods, inputs, batch, optimizer, bf16)
 
 # %% ../nbs/13_speed.ipynb #875574cf
 def _step(model, methods, inputs, batch, optimizer, bf16):
