@@ -29,7 +29,7 @@ venv: $(READY) ## install everything into .venv
 $(READY): settings.ini setup.py pyproject.toml
 	@echo "Installing combcomp and what it stands on into $(VENV): about 2 GB, some minutes, once"
 	@$(PYTHON) -m venv $(VENV) || { echo "No venv: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
-	@$(IN) pip install -q -e '.[dev,demo,export]'
+	@$(IN) pip install -q -e '.[dev,demo,runtime,peers]'
 	@touch $@
 
 run: $(READY) ## train, measure and append one row; the executed notebook goes to outputs/notebooks

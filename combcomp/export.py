@@ -14,14 +14,14 @@ from .models import by_length
 from .tasks import TASKS, load_task, metrics, score
 
 # %% auto #0
-__all__ = ['INPUTS', 'FILES', 'ABOUT', 'FORMAT', 'PRECISIONS', 'Graph', 'onnx_model', 'Exported', 'ParityError', 'parity',
-           'load_about', 'load_exported', 'export']
+__all__ = ['INPUTS', 'FAST', 'FILES', 'ABOUT', 'FORMAT', 'PRECISIONS', 'Graph', 'onnx_model', 'instructions', 'Exported',
+           'ParityError', 'parity', 'load_about', 'load_exported', 'export']
 
-# %% ../nbs/12_export.ipynb #60fdc52c
+# %% ../nbs/12_export.ipynb #d9d238e0
 def _need(package):
-    "An imported package of the extra `export`, or ImportError that names the extra"
+    "An imported package of the extra `runtime`, or ImportError that names the extra"
     try: return import_module(package)
-    except ImportError as e: raise ImportError(f"export needs {package}, which comes with an extra: pip install 'combcomp[export]'") from e
+    except ImportError as e: raise ImportError(f"export needs {package}, which comes with an extra: pip install 'combcomp[runtime]'") from e
 
 # %% ../nbs/12_export.ipynb #007ab4ae
 class Graph:
@@ -144,27 +144,40 @@ def _enveloped(g, outputs):
                                 [onnx.numpy_helper.from_array(v, k) for k, v in g.arrays.items()])
     return g.helper.make_model(graph, opset_imports=[g.helper.make_opsetid("", 20)], ir_version=9, producer_name="combcomp")
 
-# %% ../nbs/12_export.ipynb #c1e9a609
+# %% ../nbs/12_export.ipynb #f18e7b3e
+FAST = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "asimddp", "i8mm", "bf16")
+
+def instructions() -> list: # some of `FAST`; empty where the system does not tell
+    "Instructions of this processor that small numbers are multiplied with, as Linux names them"
+    cpus = Path("/proc/cpuinfo")
+    lines = [l for l in cpus.read_text().splitlines() if l.startswith(("flags", "Features"))] if cpus.is_file() else []
+    return [f for f in FAST if lines and f in lines[0].split()]
+
+# %% ../nbs/12_export.ipynb #9fa1db8e
 FILES = dict(openvino="model.xml", onnx="model.onnx")
 
-def _onnx_session(file, threads, precision):
+def _onnx_session(file, threads, precision, shape=None):
     "A model on ONNX Runtime, as a function of its inputs"
     ort = _need("onnxruntime")
     options = ort.SessionOptions()
+    for name, n in zip(("batch", "length"), shape or ()): options.add_free_dimension_override_by_name(name, n)
     options.intra_op_num_threads, options.log_severity_level = threads or 0, 3
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if not {"avx512_vnni", "avx_vnni"} & {*instructions()}: options.add_session_config_entry("session.x64quantprecision", "1")
     session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     return lambda feed: session.run(None, feed)[0]
 
-# %% ../nbs/12_export.ipynb #a6a487da
+# %% ../nbs/12_export.ipynb #d7493538
 def _has_bf16():
     "Does OpenVINO compute in bfloat16 on this processor?"
     return "BF16" in _need("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
-def _openvino_session(file, threads, precision):
+def _openvino_session(file, threads, precision, shape=None):
     "A model on OpenVINO, as a function of its inputs"
+    core = _need("openvino").Core()
+    model = core.read_model(str(file))
+    if shape: model.reshape({name: shape for name in INPUTS})
     config = {"PERFORMANCE_HINT": "LATENCY", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0, "INFERENCE_PRECISION_HINT": precision if _has_bf16() else "f32"}
-    compiled = _need("openvino").Core().compile_model(str(file), "CPU", config | ({"INFERENCE_NUM_THREADS": threads} if threads else {}))
+    compiled = core.compile_model(model, "CPU", config | ({"INFERENCE_NUM_THREADS": threads} if threads else {}))
     return lambda feed: compiled(feed)[0].copy()
 
 # %% ../nbs/12_export.ipynb #eca00277
@@ -174,10 +187,10 @@ def _write_model(proto, folder, runtime):
     ov = _need("openvino")
     ov.save_model(ov.Core().read_model(proto.SerializeToString()), str(folder/FILES["openvino"]), compress_to_fp16=False)
 
-# %% ../nbs/12_export.ipynb #bbd688c9
-def _padded(encodings, pad):
-    "Tokenized texts as rectangular arrays"
-    shape = len(encodings), max(len(e.ids) for e in encodings)
+# %% ../nbs/12_export.ipynb #a1a6ddd3
+def _padded(encodings, pad, shape=None):
+    "Tokenized texts as rectangular arrays, as small as can be or of a given shape"
+    shape = shape or (len(encodings), max(len(e.ids) for e in encodings))
     feed = dict(zip(INPUTS, (np.full(shape, pad, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64))))
     for i, e in enumerate(encodings):
         for name, row in zip(INPUTS, (e.ids, e.attention_mask, e.type_ids)): feed[name][i, :len(row)] = row
@@ -191,16 +204,16 @@ def _texts(given):
     if bad: raise ValueError(f"predict: {str(bad[0])[:60]!r} is no text; give a list of texts, or of pairs of texts")
     return [t if isinstance(t, str) else tuple(t) for t in texts]
 
-# %% ../nbs/12_export.ipynb #8d40d111
+# %% ../nbs/12_export.ipynb #96075976
 class Exported:
     "A classifier on a runtime: `predict` for labels, `logits` for numbers; `about` says what it is"
-    def __init__(self, about, session, tokenizer): self.about, self.session, self.tokenizer = about, session, tokenizer
+    def __init__(self, about, session, tokenizer, shape=None): self.about, self.session, self.tokenizer, self.shape = about, session, tokenizer, shape
 
     def logits(self, texts, batch_size=32):
         encoded = self.tokenizer.encode_batch(_texts(texts))
         out = np.empty((len(encoded), len(self.about["labels"] or (0,))), np.float32)
-        for part in by_length([len(e.ids) for e in encoded], batch_size) if encoded else ():
-            out[part] = self.session(_padded([encoded[i] for i in part], self.about["pad"]))
+        for part in by_length([len(e.ids) for e in encoded], self.shape[0] if self.shape else batch_size) if encoded else ():
+            out[part] = self.session(_padded([encoded[i] for i in part], self.about["pad"], self.shape))[:len(part)]
         return out
 
     def predict(self, texts, batch_size=32):
@@ -260,21 +273,28 @@ def load_about(
 
 PRECISIONS = ("bf16", "f32")
 
-# %% ../nbs/12_export.ipynb #53f044f9
+# %% ../nbs/12_export.ipynb #0383a8c8
 def load_exported(
     folder, # that `export` wrote
     threads:int|None=None, # of the runtime; None leaves it to the runtime
     precision:str|None=None, # bf16 or f32 for what is not int8, on OpenVINO; None is what was found good enough
+    shape:tuple|None=None, # (batch, length) to compile for: faster there, and everything is padded to it; None takes any
 ) -> Exported: # with predict, logits and about
     "An exported model, ready to answer"
     if threads is not None: threads = number("load_exported", "threads", threads, int, 1, 4096)
     if precision not in (None, *PRECISIONS): reject("load_exported", "precision", precision, PRECISIONS)
     about = load_about(folder)
     about["precision"] = precision or about["precision"]
+    if shape is not None: shape = _shape(shape, about["max_length"])
     tokenizer = _need("tokenizers").Tokenizer.from_file(str(Path(folder)/"tokenizer.json"))
-    tokenizer.no_padding(); tokenizer.enable_truncation(about["max_length"])
+    tokenizer.no_padding(); tokenizer.enable_truncation(shape[1] if shape else about["max_length"])
     open_ = dict(onnx=_onnx_session, openvino=_openvino_session)[about["runtime"]]
-    return Exported(about, open_(Path(folder)/FILES[about["runtime"]], threads, about["precision"]), tokenizer)
+    return Exported(about, open_(Path(folder)/FILES[about["runtime"]], threads, about["precision"], shape), tokenizer, shape)
+
+def _shape(given, longest):
+    "A checked (batch, length)"
+    if not (isinstance(given, (tuple, list)) and len(given) == 2): reject("load_exported", "shape", given, "(batch, length)")
+    return number("load_exported", "batch of shape", given[0], int, 1, 4096), number("load_exported", "length of shape", given[1], int, 3, longest)
 
 # %% ../nbs/12_export.ipynb #cd2f5a92
 def _free(folder):

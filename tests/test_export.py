@@ -187,4 +187,4 @@ from combcomp.export import _need
 try: _need('openvino')
 except ImportError as e: print(e)
 """
-    assert "pip install 'combcomp[export]'" in run_py(code)
+    assert "pip install 'combcomp[runtime]'" in run_py(code)
