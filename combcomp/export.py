@@ -241,19 +241,20 @@ def parity(
 
 def _close(p, within, equal): return abs(p["score"] - p["exported_score"]) <= within + 1e-9 and p["equal"] >= equal   # as promised?
 
-# %% ../nbs/12_export.ipynb #d23a9a63
-def _checked(folder, model, tokenizer, task, data, precisions, within, equal):
-    "(precision, parity) of the first precision that is close enough; ParityError if none is"
+# %% ../nbs/12_export.ipynb #cad80ef4
+def _compared(folder, model, tokenizer, task, data):
+    "Parity of what is in a folder with the model that it was made of"
     from combcomp.models import predict
     baked = predict(model, tokenizer, data, task.texts, max_length=load_about(folder)["max_length"])
     rows = list(data[task.texts[0]]) if len(task.texts) == 1 else list(zip(*(data[t] for t in task.texts)))
-    for precision in precisions:
-        found = parity(task, baked, load_exported(folder, precision=precision).logits(rows), data["label"])
-        if _close(found, within, equal): return precision, found
+    return parity(task, baked, load_exported(folder).logits(rows), data["label"])
+
+def _refuse(task, found, within, equal):
+    "ParityError, with the figures"
     raise ParityError(f"export: on {task.name} the exported model scores {found['exported_score']:.2f} and the baked one {found['score']:.2f} (at most {within} apart is asked), "
                       f"with {found['equal']:.2%} of {found['examples']} predictions equal (at least {equal:.0%}). More validation data, or the other runtime, may show whether that is chance")
 
-# %% ../nbs/12_export.ipynb #053ff4f1
+# %% ../nbs/12_export.ipynb #bda11b11
 ABOUT, FORMAT = "export.json", "combcomp-export"
 
 def load_about(
@@ -271,20 +272,17 @@ def load_about(
     if about.get("precision") not in PRECISIONS: reject(ABOUT, "precision", about.get("precision"), PRECISIONS)
     return about | {k: number(ABOUT, k, about.get(k), int, low, 10**6) for k, low in (("max_length", 3), ("pad", 0))}
 
-PRECISIONS = ("bf16", "f32")
+PRECISIONS = ("bf16", "f32") # the faster one first
 
-# %% ../nbs/12_export.ipynb #0383a8c8
+# %% ../nbs/12_export.ipynb #ba437c00
 def load_exported(
     folder, # that `export` wrote
     threads:int|None=None, # of the runtime; None leaves it to the runtime
-    precision:str|None=None, # bf16 or f32 for what is not int8, on OpenVINO; None is what was found good enough
     shape:tuple|None=None, # (batch, length) to compile for: faster there, and everything is padded to it; None takes any
 ) -> Exported: # with predict, logits and about
     "An exported model, ready to answer"
     if threads is not None: threads = number("load_exported", "threads", threads, int, 1, 4096)
-    if precision not in (None, *PRECISIONS): reject("load_exported", "precision", precision, PRECISIONS)
     about = load_about(folder)
-    about["precision"] = precision or about["precision"]
     if shape is not None: shape = _shape(shape, about["max_length"])
     tokenizer = _need("tokenizers").Tokenizer.from_file(str(Path(folder)/"tokenizer.json"))
     tokenizer.no_padding(); tokenizer.enable_truncation(shape[1] if shape else about["max_length"])
@@ -312,7 +310,7 @@ def _publish(made, folder):
     os.replace(made, folder)
     shutil.rmtree(old, ignore_errors=True)
 
-# %% ../nbs/12_export.ipynb #9b4b0d94
+# %% ../nbs/12_export.ipynb #1481c43c
 def _about(model, proto, tokenizer, runtime, max_length):
     "What the JSON file says"
     from combcomp.methods import linears
@@ -320,10 +318,13 @@ def _about(model, proto, tokenizer, runtime, max_length):
     layers = [_int8(m) for m in linears(model).values()]
     tables = sum(t.ByteSize() for t in proto.graph.initializer if t.name.startswith("bert.embeddings."))
     return dict(format=FORMAT, version=1, runtime=runtime, labels=None if regression else [model.config.id2label[i] for i in range(model.config.num_labels)],
-                max_length=max_length, pad=tokenizer.pad_token_id, precision="f32", methods=made_by.get("methods"), task=made_by.get("task"), run=made_by.get("run"),
+                max_length=max_length, pad=tokenizer.pad_token_id, methods=made_by.get("methods"), task=made_by.get("task"), run=made_by.get("run"),
                 int8_layers=sum(layers), float_layers=len(layers) - sum(layers), mb_onnx=proto.ByteSize()/1e6, mb_onnx_noemb=(proto.ByteSize() - tables)/1e6)
 
-def _write_about(about, folder): (folder/ABOUT).write_text(json.dumps(about, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+def _write_about(about, folder):
+    "Write the JSON file, and return what it says"
+    (folder/ABOUT).write_text(json.dumps(about, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    return about
 
 # %% ../nbs/12_export.ipynb #ee017810
 def _task_and_data(model, task, data):
@@ -346,7 +347,7 @@ def _tokenizer(model, given):
     if len(tokenizer) > model.config.vocab_size: raise ValueError(f"export: the tokenizer has {len(tokenizer)} tokens, and the model {model.config.vocab_size}; give the tokenizer that it was trained with")
     return tokenizer
 
-# %% ../nbs/12_export.ipynb #0bf917fc
+# %% ../nbs/12_export.ipynb #e872b7ce
 def export(
     model, # baked: what `run`, `compress` and `unpack` give
     folder, # to be written; an earlier export is replaced
@@ -359,34 +360,37 @@ def export(
     within:float=0.2, equal:float=0.99, # what passes: difference of scores x 100, share of equal predictions
 ) -> dict: # what the folder's JSON file says, with mb_onnx, mb (of the model's files) and parity
     "Write a model for a runtime, and prove that it predicts the same; ParityError with the figures if not"
+    from combcomp.pack import _plain
     if runtime not in FILES: reject("export", "runtime", runtime, FILES)
-    if precision not in (None, *PRECISIONS): reject("export", "precision", precision, PRECISIONS)
+    allowed = PRECISIONS if runtime == "openvino" else ("f32",)
+    if precision not in (None, *allowed): reject("export", "precision", precision, allowed)
     max_length = number("export", "max_length", max_length, int, 3, model.config.max_position_embeddings)
     _need("onnxruntime" if runtime == "onnx" else runtime)
-    folder, proto = _free(folder), onnx_model(model)
+    folder, ways = _free(folder), [precision or "f32"] if runtime == "onnx" or precision or data is False or not _has_bf16() else PRECISIONS
+    _plain(model, "export")
     task, data = _task_and_data(model, task, data)
     made, tokenizer = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}"), _tokenizer(model, tokenizer)
     made.mkdir()
     try:
-        about = _written(made, model, proto, tokenizer, runtime, max_length, precision)
-        if task: about = _proved(made, about, model, tokenizer, task, data, precision, within, equal)
+        about = _first_that_passes(made, model, tokenizer, runtime, max_length, ways, task, data, within, equal)
         _publish(made, folder)
     finally: shutil.rmtree(made, ignore_errors=True)
     return about
 
-# %% ../nbs/12_export.ipynb #3563d1f5
-def _written(made, model, proto, tokenizer, runtime, max_length, precision):
+# %% ../nbs/12_export.ipynb #057696d1
+def _first_that_passes(made, model, tokenizer, runtime, max_length, ways, task, data, within, equal):
+    "Write the files in the first precision that is close enough; ParityError if none is"
+    for precision in ways:
+        about = _written(made, model, tokenizer, runtime, max_length, precision)
+        if task is None: return about
+        found = _compared(made, model, tokenizer, task, data)
+        if _close(found, within, equal): return _write_about(about | dict(task=task.name, parity=found), made)
+    _refuse(task, found, within, equal)
+
+def _written(made, model, tokenizer, runtime, max_length, precision):
     "Write all files, and return what the JSON file says"
+    proto = onnx_model(model)
     _write_model(proto, made, runtime)
     (made/"tokenizer.json").write_text(tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
-    about = _about(model, proto, tokenizer, runtime, max_length) | dict(mb=sum(f.stat().st_size for f in made.glob("model.*"))/1e6, precision=precision or "f32", parity=None)
-    _write_about(about, made)
-    return about
-
-def _proved(made, about, model, tokenizer, task, data, precision, within, equal):
-    "What the JSON file says after the check, written down"
-    fast = ["bf16"] if about["runtime"] == "openvino" and _has_bf16() else []
-    precision, found = _checked(made, model, tokenizer, task, data, [precision] if precision else [*fast, "f32"], within, equal)
-    about = about | dict(precision=precision, task=task.name, parity=found)
-    _write_about(about, made)
-    return about
+    mb = sum(f.stat().st_size for f in made.glob("model.*"))/1e6
+    return _write_about(_about(model, proto, tokenizer, runtime, max_length) | dict(mb=mb, precision=precision, parity=None), made)
