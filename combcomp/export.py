@@ -14,8 +14,8 @@ from .models import by_length
 from .tasks import TASKS, load_task, metrics, score
 
 # %% auto #0
-__all__ = ['INPUTS', 'FAST', 'FILES', 'ABOUT', 'FORMAT', 'PRECISIONS', 'Graph', 'onnx_model', 'instructions', 'Exported',
-           'ParityError', 'parity', 'load_about', 'load_exported', 'export']
+__all__ = ['INPUTS', 'FAST', 'FILES', 'ABOUT', 'FORMAT', 'PRECISIONS', 'Graph', 'onnx_model', 'onnx_sizes', 'instructions',
+           'Exported', 'ParityError', 'parity', 'load_about', 'load_exported', 'export']
 
 # %% ../nbs/12_export.ipynb #d9d238e0
 def _need(package):
@@ -143,6 +143,16 @@ def _enveloped(g, outputs):
     graph = g.helper.make_graph(g.nodes, "bert", inputs, [value("logits", onnx.TensorProto.FLOAT, ["batch", outputs])],
                                 [onnx.numpy_helper.from_array(v, k) for k, v in g.arrays.items()])
     return g.helper.make_model(graph, opset_imports=[g.helper.make_opsetid("", 20)], ir_version=9, producer_name="combcomp")
+
+# %% ../nbs/12_export.ipynb #3bedafff
+def _sizes(proto):
+    "Decimal MB of a graph, whole and without its embedding tables"
+    tables = sum(t.ByteSize() for t in proto.graph.initializer if t.name.startswith("bert.embeddings."))
+    return dict(mb_onnx=proto.ByteSize()/1e6, mb_onnx_noemb=(proto.ByteSize() - tables)/1e6)
+
+def onnx_sizes(model) -> dict: # mb_onnx, mb_onnx_noemb
+    "Size of the ONNX file of a model, whole and without embeddings, in decimal MB"
+    return _sizes(onnx_model(model))
 
 # %% ../nbs/12_export.ipynb #f18e7b3e
 FAST = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "asimddp", "i8mm", "bf16")
@@ -310,16 +320,15 @@ def _publish(made, folder):
     os.replace(made, folder)
     shutil.rmtree(old, ignore_errors=True)
 
-# %% ../nbs/12_export.ipynb #1481c43c
+# %% ../nbs/12_export.ipynb #e15f18af
 def _about(model, proto, tokenizer, runtime, max_length):
     "What the JSON file says"
     from combcomp.methods import linears
     regression, made_by = model.config.num_labels == 1, getattr(model.config, "combcomp", {})
     layers = [_int8(m) for m in linears(model).values()]
-    tables = sum(t.ByteSize() for t in proto.graph.initializer if t.name.startswith("bert.embeddings."))
     return dict(format=FORMAT, version=1, runtime=runtime, labels=None if regression else [model.config.id2label[i] for i in range(model.config.num_labels)],
                 max_length=max_length, pad=tokenizer.pad_token_id, methods=made_by.get("methods"), task=made_by.get("task"), run=made_by.get("run"),
-                int8_layers=sum(layers), float_layers=len(layers) - sum(layers), mb_onnx=proto.ByteSize()/1e6, mb_onnx_noemb=(proto.ByteSize() - tables)/1e6)
+                int8_layers=sum(layers), float_layers=len(layers) - sum(layers), **_sizes(proto))
 
 def _write_about(about, folder):
     "Write the JSON file, and return what it says"

@@ -20,7 +20,7 @@ AnsCoder, Categorical = constriction.stream.stack.AnsCoder, constriction.stream.
 # %% auto #0
 __all__ = ['AnsCoder', 'Categorical', 'TOTAL', 'FIELDS', 'CHOICES', 'OPTIONAL', 'FORMAT', 'VERSION', 'WIDEST', 'counts_of',
            'encode', 'decode', 'candidates', 'smallest', 'restore', 'checked_config', 'skeleton', 'integers',
-           'CorruptFile', 'inspect', 'pack', 'unpack']
+           'CorruptFile', 'inspect', 'pack', 'plainly', 'entropy_bytes', 'other_sizes', 'unpack']
 
 # %% ../nbs/11_pack.ipynb #0593e4a4
 TOTAL = 2**16   # what the stored counts of a stream sum to
@@ -318,6 +318,36 @@ def pack(
     header = dict(format=FORMAT, version=VERSION, config=config, tokenizer=tokenizer, info=info or {}, inputs=_inputs(model), tensors=records)
     _write(path, save(arrays, {FORMAT: _json(header | {"check": _crc(_json(header).encode())})}))
     return inspect(path)
+
+# %% ../nbs/11_pack.ipynb #8deecaea
+def plainly(
+    model, # as for `pack`
+) -> dict: # name -> array; scales are called <name>.scale
+    "A model as it is usually saved: int8 or int16 with scales where it was rounded, float32 elsewhere"
+    out = {}
+    for name, value in model.state_dict().items():
+        module = model.get_submodule(name.rpartition(".")[0])
+        if not (name.endswith(".weight") and hasattr(module, "weight_bits")): out[name] = value.numpy(); continue
+        out |= {name: integers(module, name), name + ".scale": module.weight_scale.numpy()}
+    return out
+
+# %% ../nbs/11_pack.ipynb #38021093
+def entropy_bytes(
+    v:np.ndarray, # integers, or floats with or without zeros
+) -> float:
+    "First-order entropy of integers; of floats, that of where they are zero, and four bytes for each that is not"
+    mask = v.dtype == np.float32
+    counts = np.unique(v == 0 if mask else v, return_counts=True)[1]
+    return -(counts*np.log2(counts/v.size)).sum()/8 + 4*np.count_nonzero(v)*mask
+
+def other_sizes(
+    model, # as for `pack`
+) -> dict: # mb_plain, mb_zstd, mb_entropy: decimal MB
+    "What a model would take as plain safetensors, as that under zstd, and at its entropy"
+    import pyarrow   # comes with datasets, and brings zstd
+    plain = plainly(model)
+    data = save(plain)
+    return dict(mb_plain=len(data)/1e6, mb_zstd=len(pyarrow.Codec("zstd", 19).compress(data))/1e6, mb_entropy=sum(map(entropy_bytes, plain.values()))/1e6)
 
 # %% ../nbs/11_pack.ipynb #497f3c8d
 def _tensor(f, name, record, parts):
