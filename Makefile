@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 # Parameters of `make run`. They count only as `name=value` after make; an environment variable `size` stays outside.
 methods = kd,qat
-PARAMETERS = family size task seed limit epochs batch_size lr max_length teacher force outputs
+PARAMETERS = family size task seed limit epochs batch_size lr max_length teacher measure force outputs
 quoted = '$(subst ','\'',$($(1)))'
 known = methods $(PARAMETERS) PYTHON VENV
 typed = $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(v)))),$(v)))
@@ -38,9 +38,9 @@ run: $(READY) ## train, measure and append one row; the executed notebook goes t
 	@$(IN) papermill nbs/run.ipynb outputs/notebooks/run.ipynb --no-progress-bar --stdout-file - -p methods $(call quoted,methods) $(given)
 	@echo "notebook outputs/notebooks/run.ipynb, with a picture of it"
 
-speed: $(READY) ## measure what composing costs, a quarter of an hour; writes outputs/tables/speed_*.csv
+speed: $(READY) ## time training and inference, half an hour (measure=inference: that only); writes outputs/tables/speed_*.csv
 	@mkdir -p outputs/notebooks
-	@$(IN) papermill nbs/speed.ipynb outputs/notebooks/speed.ipynb --no-progress-bar --stdout-file - -p measure True
+	@$(IN) papermill nbs/speed.ipynb outputs/notebooks/speed.ipynb --no-progress-bar --stdout-file - -p measure $(if $(measure),$(call quoted,measure),all)
 
 ablations: $(READY) ## make the rows of nbs/ablations.ipynb that are missing, and its figures
 	@mkdir -p outputs/notebooks

@@ -176,18 +176,18 @@ def _onnx_session(file, threads, precision, shape=None):
     session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     return lambda feed: session.run(None, feed)[0]
 
-# %% ../nbs/12_export.ipynb #d7493538
+# %% ../nbs/12_export.ipynb #e474b89f
 def _has_bf16():
     "Does OpenVINO compute in bfloat16 on this processor?"
     return "BF16" in _need("openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
-def _openvino_session(file, threads, precision, shape=None):
-    "A model on OpenVINO, as a function of its inputs"
+def _openvino_session(file, threads, precision, shape=None, config={}):
+    "A model on OpenVINO, as a function of its inputs; `config` holds further properties of its"
     core = _need("openvino").Core()
     model = core.read_model(str(file))
     if shape: model.reshape({name: shape for name in INPUTS})
-    config = {"PERFORMANCE_HINT": "LATENCY", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0, "INFERENCE_PRECISION_HINT": precision if _has_bf16() else "f32"}
-    compiled = core.compile_model(model, "CPU", config | ({"INFERENCE_NUM_THREADS": threads} if threads else {}))
+    usual = {"PERFORMANCE_HINT": "LATENCY", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0, "INFERENCE_PRECISION_HINT": precision if _has_bf16() else "f32"}
+    compiled = core.compile_model(model, "CPU", usual | ({"INFERENCE_NUM_THREADS": threads} if threads else {}) | config)
     return lambda feed: compiled(feed)[0].copy()
 
 # %% ../nbs/12_export.ipynb #eca00277

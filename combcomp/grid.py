@@ -183,7 +183,7 @@ def measured(
     save_row(row, out)
     return row
 
-# %% ../nbs/15_grid.ipynb #2cb27338
+# %% ../nbs/15_grid.ipynb #560209c1
 def run(
     cfg:Run,
     outputs=None, # folder of rows, models and caches; None is the project's outputs/
@@ -192,7 +192,7 @@ def run(
     measure=(), # "file" and "speed": what the row should hold beside the usual
 ) -> dict: # the row
     "Train, compress, pack and evaluate one `Run`, and write its row; a run that is done is returned as it is"
-    out, measure = writable(outputs_dir(outputs)), _wanted(measure)
+    measure, out = _wanted(measure), writable(outputs_dir(outputs))
     if not force and (row := read_row(cfg.id, out)):
         say(f"{label(cfg)} is done ({cfg.id}, score {row['score']:.1f}); force=True runs it again", flush=True)
         return measured(cfg, measure, out, say)

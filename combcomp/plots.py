@@ -23,13 +23,13 @@ def base(methods:str) -> str: # one of the eight subsets
     names = {*re.findall(r"[a-z]+", re.sub(r"\([^)]*\)", "", methods))}
     return canonical(",".join(sorted("qat" if n == "ptq" else n for n in names)))
 
-# %% ../nbs/17_plots.ipynb #452c0088
+# %% ../nbs/17_plots.ipynb #5dc1dde3
 def score_size(
     results, # a DataFrame of rows of one task and family; several seeds are averaged
-    size:str="mb_file", # which of the sizes
+    size:str="mb_file", # which of the sizes, or of the latencies
     ax=None, # axes to draw on
 ): # the axes
-    "Score against decreasing size, a line per combination over model sizes"
+    "Score against decreasing size or latency, a line per combination over model sizes"
     ax = ax or plt.subplots()[1]
     mean = results.groupby(["methods", "size"], as_index=False)[["score", size]].mean()
     for methods, rows in sorted(mean.groupby("methods"), key=lambda g: (SUBSETS.index(base(g[0])), g[0])):
@@ -39,8 +39,9 @@ def score_size(
     return _size_axis(ax, size)
 
 def _size_axis(ax, size):
-    "A logarithmic axis of megabytes that falls to the right"
-    ax.set(xscale="log", xlabel=f"{size.removeprefix('mb_')} size (MB)", ylabel="score")
+    "A logarithmic axis of megabytes or milliseconds that falls to the right"
+    what, name = size.split("_", 1)
+    ax.set(xscale="log", xlabel=f"{name} size (MB)" if what == "mb" else f"one text of 128 tokens, {name} (ms)", ylabel="score")
     ax.invert_xaxis(); ax.xaxis.set_major_formatter("{x:g}"); ax.xaxis.set_minor_formatter("{x:g}"); ax.legend(title="methods")
     return ax
 

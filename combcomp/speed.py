@@ -142,7 +142,7 @@ def _session(candidate, threads, shape=None):
     if not callable(candidate): reject("bench", "a candidate", candidate, "a model, an exported model or its folder, or a function of arrays")
     return candidate
 
-# %% ../nbs/13_speed.ipynb #94e956a0
+# %% ../nbs/13_speed.ipynb #7bfcc082
 def bench(
     candidates, # one, or name -> model, exported model or its folder, or function of arrays; ratios are to the first
     feeds=None, # list of inputs, as from `tokens`; each turn is a call for each. None is one text of 128 tokens
@@ -157,12 +157,12 @@ def bench(
     torch.set_num_threads(threads)
     try: times = paired({k: lambda f=f: [f(feed) for feed in feeds] for k, f in sessions.items()}, rounds, calls=calls, settle=1, seed=seed, say=say)
     finally: torch.set_num_threads(before)
-    return _answered(times.assign(seconds=times["seconds"]/len(feeds)), next(iter(named)), sum(len(f["input_ids"]) for f in feeds)/len(feeds))
+    return _answered(times.assign(seconds=times["seconds"]/len(feeds)), [*named], sum(len(f["input_ids"]) for f in feeds)/len(feeds))
 
-# %% ../nbs/13_speed.ipynb #ed7483ff
-def _answered(times, first, texts):
+# %% ../nbs/13_speed.ipynb #87018bb8
+def _answered(times, names, texts):
     "The table of `bench` from its times"
-    table, ends = ratios(times, first), (times["round"].max() + 1)/3
+    table, ends = ratios(times, names[0]).loc[names], (times["round"].max() + 1)/3
     part = lambda rows: rows.groupby("name")["seconds"].median()
     drift = part(times[times["round"] >= 2*ends])/part(times[times["round"] < ends])
     p90 = times.groupby("name")["seconds"].quantile(0.9)*1e3

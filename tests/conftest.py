@@ -8,6 +8,16 @@ from pathlib import Path
 
 import pytest
 
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="also the tests that take an hour: every bit of a packed file, and many of a large one")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--long"): return
+    for item in items:
+        if item.get_closest_marker("long"): item.add_marker(pytest.mark.skip(reason="takes an hour: pytest --long"))
+
+
 REPO = Path(__file__).resolve().parent.parent
 
 

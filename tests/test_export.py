@@ -3,11 +3,12 @@ import json
 
 import numpy as np, pytest, torch, transformers
 
-from combcomp import export, load_exported, pack, unpack
+from combcomp import bench, export, load_exported, pack, unpack
 from combcomp.config import SUBSETS, parse
 from combcomp.methods import bake, linears
 from combcomp.models import load_model, load_tokenizer, predict
 from combcomp.quantize import QLinear, Quantize
+from combcomp.speed import tokens
 from combcomp.tasks import TASKS, load_task
 from combcomp.train import compress, encode
 
@@ -189,3 +190,25 @@ try: _need('openvino')
 except ImportError as e: print(e)
 """
     assert "pip install 'combcomp[runtime]'" in run_py(code)
+
+
+def test_bench_takes_what_export_wrote(trained, tok, tmp_path):
+    model, val = trained("qat")
+    for runtime in RUNTIMES: export(model, tmp_path/runtime, runtime, tokenizer=tok, data=False)
+    feeds = [tokens(2, 9), tokens(4, 17)]
+    table = bench({"torch": model, "folder": tmp_path/"openvino", "loaded": load_exported(tmp_path/"onnx", shape=None)}, feeds, rounds=2, calls=2, threads=1)
+    assert table.index.tolist() == ["torch", "folder", "loaded"] and (table["median_ms"] > 0).all() and table["faster"].iloc[0] == 1
+    assert (abs(table["per_second"]*table["median_ms"]/1e3 - 3) < 1e-9).all()   # three texts a call, on average
+    with pytest.raises(FileNotFoundError, match="no folder that export wrote"): bench(tmp_path/"nowhere")
+    with pytest.raises(ValueError, match="threads='-1'"): bench(model, threads=-1)
+
+
+def test_a_fixed_shape(trained, tok, tmp_path):
+    "Fewer texts than the batch, more, and longer ones, which are cut"
+    model, val = trained("")
+    for runtime in RUNTIMES:
+        export(model, tmp_path/runtime, runtime, tokenizer=tok, data=False, max_length=12)
+        free, fixed = load_exported(tmp_path/runtime), load_exported(tmp_path/runtime, shape=(4, 12))
+        for texts in (val["sentence"][:1], val["sentence"][:9], ["word "*40]): assert abs(free.logits(texts) - fixed.logits(texts)).max() < 1e-4
+        assert fixed.predict([]) == []
+        with pytest.raises(ValueError, match="length of shape='13'"): load_exported(tmp_path/runtime, shape=(4, 13))

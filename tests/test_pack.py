@@ -4,10 +4,12 @@ import copy, importlib, json, os, random, subprocess, sys, tracemalloc
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings, strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save
 from transformers import BertConfig, BertForSequenceClassification
 
+from combcomp.models import load_model
 from combcomp.pack import CorruptFile, inspect, pack, unpack
 from combcomp.size import sizes_of
 
@@ -187,6 +189,50 @@ def test_bit_flips(small_file, tmp_path):
         for _ in range(rng.choice((1, 1, 1, 4))): bad[rng.randrange(head) if i % 2 else rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         passed += not rejects_or_equals(tmp_path/"bad", bytes(bad), model)
     assert passed < 50
+
+
+EDITS = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.sampled_from(("flip", "set", "insert", "cut")), st.binary(min_size=1, max_size=8)), min_size=1, max_size=4)
+
+
+def edited(data, edits):
+    "Bytes after edits at relative positions"
+    for where, kind, new in edits:
+        i = int(where*len(data))
+        if kind == "flip": data = data[:i] + bytes([data[i] ^ new[0]]) + data[i + 1:]
+        else: data = data[:i] + (b"" if kind == "cut" else new) + data[i + (0 if kind == "insert" else len(new)):]
+    return data
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(edits=EDITS, in_header=st.booleans())
+def test_fuzz(small_file, tmp_path, edits, in_header):
+    model, data = small_file
+    head = 8 + int.from_bytes(data[:8], "little")
+    bad = edited(data[:head], edits) + data[head:] if in_header else edited(data, edits)
+    rejects_or_equals(tmp_path/"bad", bad, model)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+def test_every_bit_and_every_length(small_file, tmp_path):
+    model, data = small_file
+    for n in range(len(data)): assert rejects_or_equals(tmp_path/"bad", data[:n], model), n
+    noticed = sum(rejects_or_equals(tmp_path/"bad", data[:i] + bytes([data[i] ^ 1 << bit]) + data[i + 1:], model) for i in range(len(data)) for bit in range(8))
+    assert noticed > 0.99*8*len(data)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+def test_ten_thousand_bits_of_a_large_file(tmp_path):
+    "In a file of millions of weights; half of the bits in its header"
+    model, rng = compressed(load_model("minilm", "l1", ("no", "yes")).eval(), 8, 0.5), random.Random(0)
+    pack(model, tmp_path/"m.safetensors")
+    data, noticed = (tmp_path/"m.safetensors").read_bytes(), 0
+    head = 8 + int.from_bytes(data[:8], "little")
+    for i in range(10_000):
+        at, bit = rng.randrange(head if i % 2 else len(data)), rng.randrange(8)
+        noticed += rejects_or_equals(tmp_path/"bad", data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1:], model)
+    assert noticed > 9_900
 
 
 def test_spliced_bytes(small_file, tmp_path):

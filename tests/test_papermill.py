@@ -28,17 +28,18 @@ def test_parameters_arrive(tmp_path):
 
 
 def test_without_an_output_path_and_redirected(tmp_path):
-    done = execute(flags(methods="kd,qat", outputs=tmp_path/"out", size="l1", limit=400), tmp_path)
+    done = execute(flags(methods="kd,qat", outputs=tmp_path/"out", size="l1", limit=400, measure="file"), tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout)["nbformat"] == 4
     table = load_results(tmp_path/"out").set_index(["size", "methods"])
     assert [*table.index] == [("l1", ""), ("l1", "kd,qat"), ("l6", "")]
+    assert table.loc[("l1", "kd,qat"), "mb_onnx"] < 0.3*table.loc[("l1", ""), "mb_onnx"] and table["mb_onnx"].isna().tolist() == [False, False, True]
     assert table.loc[("l1", "kd,qat"), "train_examples"] > 400 and table.loc[("l1", "kd,qat"), "teacher_score"] == table.loc[("l6", ""), "score"]
 
 
 @pytest.mark.parametrize("wrong, message", [
     (dict(metods="kd"), "did you mean 'methods'"), (dict(methods="dk"), "method='dk' is not allowed"), (dict(methods="mp(sparsity=1.0)"), "sparsity"),
-    (dict(size="tiny"), "size='tiny'"), (dict(task="acept"), "did you mean 'accept'"), (dict(family="robert"), "family='robert'"), (dict(methods="qat(bits=1)"), "bits='1'")])
+    (dict(size="tiny"), "size='tiny'"), (dict(task="acept"), "did you mean 'accept'"), (dict(family="robert"), "family='robert'"), (dict(methods="qat(bits=1)"), "bits='1'"), (dict(measure="sped"), "did you mean 'speed'")])
 def test_wrong_parameters_fail_before_anything_is_done(tmp_path, wrong, message):
     done = execute([tmp_path/"out.ipynb", *flags(outputs=tmp_path/"out", **wrong)], tmp_path)
     assert done.returncode != 0 and message in done.stderr and not (tmp_path/"out").exists()
@@ -46,7 +47,7 @@ def test_wrong_parameters_fail_before_anything_is_done(tmp_path, wrong, message)
 
 @pytest.mark.parametrize("notebook, wrong, message", [
     ("ablations", dict(sizes="l1"), "did you mean 'size'"), ("ablations", dict(make=False), "138 of 138 rows are missing"), ("ablations", dict(task="accept"), "parameter='task'"),
-    ("speed", dict(mesure=True), "did you mean 'measure'"), ("figure1", dict(task="accept"), "did you mean 'tasks'")])
+    ("speed", dict(mesure="all"), "did you mean 'measure'"), ("speed", dict(measure="trainin"), "did you mean 'training'"), ("figure1", dict(task="accept"), "did you mean 'tasks'")])
 def test_result_notebooks_tell_what_is_wrong(tmp_path, notebook, wrong, message):
     known = papermill.inspect_notebook(str(REPO/"nbs"/f"{notebook}.ipynb"))
     assert known and all(p["help"] for p in known.values())
@@ -59,7 +60,7 @@ def test_a_lost_parameters_tag_is_noticed(tmp_path):
     "Without the tag papermill puts its values above the defaults, and they are lost: that is why test_repo demands the tag"
     notebook = json.loads((REPO/"nbs"/"run.ipynb").read_text())
     inferred = papermill.inspect_notebook(str(REPO/"nbs"/"run.ipynb"))
-    assert set(inferred) == {*Run.__dataclass_fields__, "force", "outputs"} and all(p["help"] for p in inferred.values())
+    assert set(inferred) == {*Run.__dataclass_fields__, "measure", "force", "outputs"} and all(p["help"] for p in inferred.values())
     for c in notebook["cells"]: c["metadata"] = {}
     (tmp_path/"untagged.ipynb").write_text(json.dumps(notebook))
     assert papermill.inspect_notebook(str(tmp_path/"untagged.ipynb")) == {}
