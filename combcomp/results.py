@@ -138,7 +138,7 @@ def comparable(
     usual = table["methods"].isin(SUBSETS) & table["limit"].isna() & (table["epochs"] == Run().epochs)
     return balanced(table[(table["family"] == family) & table["task"].isin(tasks) & usual])
 
-# %% ../nbs/14_results.ipynb #48ee7cf1
+# %% ../nbs/14_results.ipynb #769838e9
 COLUMNS = dict(score=8, mb_paper=10, mb_packed=10, mb_file=10, mb_onnx=10, train_seconds=11) # widths
 
 def _line(name, values):
@@ -150,7 +150,12 @@ def _ratios(name, row, other):
     times = [f"{other[k]/row[k]:.2f}x" if row.get(k) and other.get(k) else None for k in COLUMNS if k.startswith("mb_")]
     return _line(f"smaller than {name}", [f"{row['score'] - other['score']:+.1f}", *times, None])
 
-# %% ../nbs/14_results.ipynb #9f76a8c5
+def _latency(name, row):
+    "What a row says about speed, or nothing"
+    found = [f"{title} {row[k]:.2f} ms" for k, title in (("ms_torch", "PyTorch"), ("ms_onnx", "ONNX Runtime"), ("ms_openvino", "OpenVINO")) if row.get(k) == row.get(k) and row.get(k)]
+    return [f"{name}: one text of 128 tokens takes {', '.join(found)}, {row['speed_threads']:g} thread(s)"] if found else []
+
+# %% ../nbs/14_results.ipynb #7277b54b
 def summary(
     rows:dict, # a name for each row; the last is the compressed model
     outputs=None, # folder
@@ -160,6 +165,6 @@ def summary(
     *others, (name, last) = rows.items()
     folder = outputs_dir(outputs)
     return "\n".join(["", _line("", ["score", "paper", "packed", "file", "onnx", "training"]), *(_line(n, numbers(r)) for n, r in rows.items()),
-                      *(_ratios(n, last, r) for n, r in others), "",
+                      *(_ratios(n, last, r) for n, r in others), "", *(l for n, r in rows.items() for l in _latency(n, r)),
                       f"score is {last['metric']} x 100 on {last['eval_examples']:,} validation examples of {last['task']}; guessing gets {last['majority']:.1f}",
                       f"row    {shown(folder/'runs'/last['id'])}.json", f"model  {shown(folder/'models'/last['id'])}.safetensors"])
