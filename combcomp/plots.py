@@ -23,7 +23,7 @@ def base(methods:str) -> str: # one of the eight subsets
     names = {*re.findall(r"[a-z]+", re.sub(r"\([^)]*\)", "", methods))}
     return canonical(",".join(sorted("qat" if n == "ptq" else n for n in names)))
 
-# %% ../nbs/17_plots.ipynb #5dc1dde3
+# %% ../nbs/17_plots.ipynb #4aa007d7
 def score_size(
     results, # a DataFrame of rows of one task and family; several seeds are averaged
     size:str="mb_file", # which of the sizes, or of the latencies
@@ -41,7 +41,8 @@ def score_size(
 def _size_axis(ax, size):
     "A logarithmic axis of megabytes or milliseconds that falls to the right"
     what, name = size.split("_", 1)
-    ax.set(xscale="log", xlabel=f"{name} size (MB)" if what == "mb" else f"one text of 128 tokens, {name} (ms)", ylabel="score")
+    names = dict(openvino="OpenVINO", onnx="ONNX Runtime", torch="PyTorch")
+    ax.set(xscale="log", xlabel=f"{name} size (MB)" if what == "mb" else f"one text of 128 tokens on {names[name]} (ms)", ylabel="score")
     ax.invert_xaxis(); ax.xaxis.set_major_formatter("{x:g}"); ax.xaxis.set_minor_formatter("{x:g}"); ax.legend(title="methods")
     return ax
 
