@@ -6,7 +6,7 @@
 __all__ = ['soft_loss', 'distill_loss', 'Distill', 'check_labels', 'check_order', 'check_teacher', 'load_teacher', 'distill_key',
            'taught', 'keep_dataset']
 
-# %% ../nbs/07_distill.ipynb #58cb64d9
+# %% ../nbs/07_distill.ipynb #9592ab22
 import hashlib, itertools, json, os, shutil, tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from .augment import augment, new_copies
-from .config import KD, outputs_dir
+from .config import KD, lease, outputs_dir
 from .methods import Method
 from .models import from_hub, load_tokenizer, predict
 
@@ -106,7 +106,7 @@ def distill_key(teacher_id:str, task:str, limit, kd:KD, seed:int, max_length:int
     text = json.dumps(["distill", 1, teacher_id, task, limit, kd.augment, kd.words if kd.augment else None, seed if kd.augment else None, max_length])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-# %% ../nbs/07_distill.ipynb #81ef0d66
+# %% ../nbs/07_distill.ipynb #d7c383d2
 def taught(
     train, # the task's training set
     task, kd:KD,
@@ -119,17 +119,19 @@ def taught(
     from datasets import load_from_disk
     folder = Path(cache or outputs_dir()/"cache")/"distill"/distill_key(teacher_id, task.name, limit, kd, seed, max_length)
     if not (folder/"state.json").is_file():
-        parts = [augment(train, task.augment, task.texts, copies=kd.augment, words=kd.words, seed=seed)]
-        if kd.augment: parts = _originals_and_copies(parts[0], task, taught(train, task, replace(kd, augment=0), teacher, teacher_id, limit, seed, max_length, cache))
-        keep_dataset(_with_logits(parts, task, teacher, max_length), folder)
+        with lease(folder): # of several processes one asks
+            if not (folder/"state.json").is_file():
+                originals = () if not kd.augment else taught(train, task, replace(kd, augment=0), teacher, teacher_id, limit, seed, max_length, cache)
+                keep_dataset(_with_logits(_parts(train, task, kd, seed, originals), task, teacher, max_length), folder)
     return load_from_disk(str(folder))
 
-# %% ../nbs/07_distill.ipynb #a1246431
-def _originals_and_copies(data, task, originals):
-    "The originals with their logits, and the copies that differ from them, still without"
-    n = len(originals)
+# %% ../nbs/07_distill.ipynb #a0bac48f
+def _parts(train, task, kd, seed, originals):
+    "The originals, with their logits if they are known, and the copies that differ from them, still without"
+    data = augment(train, task.augment, task.texts, copies=kd.augment, words=kd.words, seed=seed)
+    if not kd.augment: return [data]
     copies = new_copies(data, task.augment)
-    return [originals, copies.select(range(n, len(copies)))]
+    return [originals, copies.select(range(len(originals), len(copies)))]
 
 def _with_logits(parts, task, teacher, max_length):
     "Everything in one dataset, with the teacher asked about what it has not seen"

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 import combcomp.quantize
 from combcomp import Run, load_results, pack, run, unpack
 from combcomp.config import SUBSETS, parse
-from combcomp.grid import model_file, stage_file
+from combcomp.grid import model_file, unfinished
 from combcomp.methods import embeddings, encoder_linears, linears
 from combcomp.models import load_model, load_tokenizer, predict, source
 from combcomp.quantize import limit
@@ -112,13 +112,13 @@ def test_a_run_killed_between_its_stages_goes_on_from_there(tmp_path):
     def say(text, **k):
         if "stage 2" in text: raise Killed
     with pytest.raises(Killed): run(cfg, tmp_path/"killed", say=say)
-    assert stage_file(cfg, tmp_path/"killed").is_file() and len(load_results(tmp_path/"killed")) == 0
+    assert (unfinished(cfg, tmp_path/"killed")/"stages.safetensors").is_file() and len(load_results(tmp_path/"killed")) == 0
     said = []
     resumed, whole = run(cfg, tmp_path/"killed", say=lambda text, **k: said.append(text)), run(cfg, tmp_path/"whole", say=QUIET)
     assert not [t for t in said if "stage 1 of 2" in t] and resumed["steps"] == whole["steps"] == 4
     assert model_file(cfg, tmp_path/"killed").read_bytes() == model_file(cfg, tmp_path/"whole").read_bytes()
-    assert not stage_file(cfg, tmp_path/"killed").exists() and resumed["methods"] == "mp > qat"
-    stage_file(cfg, tmp_path/"killed").write_bytes(b"{}")
+    assert not unfinished(cfg, tmp_path/"killed").exists() and resumed["methods"] == "mp > qat"
+    unfinished(cfg, tmp_path/"killed").mkdir(); (unfinished(cfg, tmp_path/"killed")/"stages.safetensors").write_bytes(b"{}")
     with pytest.raises(ValueError, match="delete it, and the run begins anew"): run(cfg, tmp_path/"killed", force=True, say=QUIET)
 
 
@@ -163,7 +163,7 @@ def test_bert_comes_from_the_hub_cache_by_name(tmp_path, run_py):
     code = f"""
 import transformers; transformers.logging.set_verbosity_error()
 from combcomp import Run, run, unpack
-from combcomp.grid import model_file, stage_file
+from combcomp.grid import model_file
 cfg = Run(family='bert', size='tiny', methods='mp,qat', limit=64, epochs=1)
 row = run(cfg, {str(tmp_path/'out')!r})
 print(row['parameters'], unpack(model_file(cfg, {str(tmp_path/'out')!r})).config.num_hidden_layers)
