@@ -11,17 +11,21 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 # Parameters of `make run`. They count only as `name=value` after make; an environment variable `size` stays outside.
 methods = kd,qat
-PARAMETERS = family size task seed limit epochs batch_size lr max_length teacher measure force outputs
+PARAMETERS = family size task seed limit epochs batch_size lr max_length teacher measure report_to force outputs
+GRID = family sizes tasks methods sparsities seeds limits epochs engine workers measure report_to retry_failed dry_run outputs
 quoted = '$(subst ','\'',$($(1)))'
 known = methods $(PARAMETERS) PYTHON VENV
+grid_known = $(GRID) PYTHON VENV
 typed = $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(v)))),$(v)))
 wrong = $(strip $(filter-out $(known),$(typed)))
-given = $(foreach p,$(PARAMETERS),$(if $(filter command,$(firstword $(origin $(p)))),-p $(p) $(call quoted,$(p))))
+grid_wrong = $(strip $(filter-out $(grid_known),$(typed)))
+given = $(foreach p,$(1),$(if $(filter command,$(firstword $(origin $(p)))),-p $(p) $(call quoted,$(p))))
 
-.PHONY: help venv run speed ablations test clean export readme notebook lab
+.PHONY: help venv run grid speed ablations test clean export readme notebook lab
 
 help: ## list the targets
 	@echo "make run methods=kd,mp,qat size=l1 task=accept seed=3    one run; parameters: methods $(PARAMETERS)"
+	@echo "make grid dry_run=True    a study; parameters: $(GRID)"
 	@sed -n 's/^\([a-z ]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
 
 venv: $(READY) ## install everything into .venv
@@ -29,14 +33,20 @@ venv: $(READY) ## install everything into .venv
 $(READY): settings.ini setup.py pyproject.toml
 	@echo "Installing combcomp and what it stands on into $(VENV): about 2 GB, some minutes, once"
 	@$(PYTHON) -m venv $(VENV) || { echo "No venv: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
-	@$(IN) pip install -q -e '.[dev,demo,runtime,peers]'
+	@$(IN) pip install -q -e '.[dev,demo,runtime,peers,ray]'
 	@touch $@
 
 run: $(READY) ## train, measure and append one row; the executed notebook goes to outputs/notebooks
 	$(if $(wrong),$(error make run: no parameter is called $(wrong); there are methods $(PARAMETERS)))
 	@mkdir -p outputs/notebooks
-	@$(IN) papermill nbs/run.ipynb outputs/notebooks/run.ipynb --no-progress-bar --stdout-file - -p methods $(call quoted,methods) $(given)
+	@$(IN) papermill nbs/run.ipynb outputs/notebooks/run.ipynb --no-progress-bar --stdout-file - -p methods $(call quoted,methods) $(call given,$(PARAMETERS))
 	@echo "notebook outputs/notebooks/run.ipynb, with a picture of it"
+
+grid: $(READY) ## make the embedded suite, or the study that the parameters name; may be interrupted and shared
+	$(if $(grid_wrong),$(error make grid: no parameter is called $(grid_wrong); there are $(GRID)))
+	@mkdir -p outputs/notebooks
+	@$(IN) papermill nbs/grid.ipynb outputs/notebooks/grid.ipynb --no-progress-bar --stdout-file - $(call given,$(GRID))
+	@echo "notebook outputs/notebooks/grid.ipynb, with a map of what is done and a table of scores"
 
 speed: $(READY) ## time training and inference, half an hour (measure=inference: that only); writes outputs/tables/speed_*.csv
 	@mkdir -p outputs/notebooks

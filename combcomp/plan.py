@@ -96,12 +96,13 @@ def flops(cfg:Run) -> float: # three forward passes for an example and epoch, on
     data = task_table()[cfg.task]
     return forward_flops(cfg, data["tokens"])*(3*steps(cfg)*cfg.batch_size + data["validation"])
 
-# %% ../nbs/18_plan.ipynb #d7b09f86
+# %% ../nbs/18_plan.ipynb #c7b98b95
 def parts(cfg:Run) -> list: # numbers of about one
     "What the time of a run is made of: operations, those with rounding, those with masks, updates of parameters, one for itself"
     work, updates = flops(cfg)/1e13, steps(cfg)*encoder_parameters(*(shape(cfg) or (12, 768)))/1e10
     return [work, work*bool(spec_of(cfg, QAT)), updates, updates*bool(spec_of(cfg, MP)), 1.0]
 
+# %% ../nbs/18_plan.ipynb #24dfbb17
 def estimate(
     todo:list, # of `Run`
     done, # a DataFrame of finished rows with `seconds`; made on whatever machines

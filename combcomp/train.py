@@ -6,7 +6,7 @@
 __all__ = ['WHOLE', 'encode', 'bf16_is_native', 'arguments', 'tracking', 'Composed', 'Clock', 'newest_checkpoint', 'Saver', 'fit',
            'build', 'attach', 'keep_stages', 'resume_stages', 'compress', 'calibrated']
 
-# %% ../nbs/09_train.ipynb #8eed9b65
+# %% ../nbs/09_train.ipynb #c17764c7
 import json, math, shutil, tempfile, time
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from .config import PTQ, QAT, KD, MP, atomically, method_name, shown
+from .config import PTQ, QAT, KD, MP, atomically, method_name, reject, shown
 from .distill import Distill
 from .methods import bake, total_loss
 from .prune import Prune
@@ -35,12 +35,13 @@ def encode(
     out = data.map(fast, batched=True, remove_columns=[c for c in data.column_names if c not in kept], desc="tokenizing")
     return out.add_column("length", [len(i) for i in out["input_ids"]]).rename_column("label", "labels")
 
-# %% ../nbs/09_train.ipynb #ef863a87
+# %% ../nbs/09_train.ipynb #07a1e6e0
 def bf16_is_native() -> bool: # on the GPU if there is one, else on the CPU
     "Does this machine compute in bf16?"
     if torch.cuda.is_available(): return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
+# %% ../nbs/09_train.ipynb #302a3ee8
 def arguments(folder, seed, epochs, batch_size, lr, **more) -> TrainingArguments: # AdamW, linear decay after 10% warm-up
     "The training recipe, in Trainer's words"
     return TrainingArguments(
@@ -49,14 +50,16 @@ def arguments(folder, seed, epochs, batch_size, lr, **more) -> TrainingArguments
         bf16=bf16_is_native(), use_cpu=not torch.cuda.is_available(), train_sampling_strategy="group_by_length", remove_unused_columns=False, disable_tqdm=True,
         save_strategy="no", save_total_limit=2, **{**dict(logging_strategy="no", report_to="none"), **more})
 
+# %% ../nbs/09_train.ipynb #53c70e9d
 def tracking(
     report_to:str="none", # or a name that `Trainer` knows: tensorboard, mlflow, wandb, ...
     name:str="", # of the run, for the tracker
-) -> dict: # further `arguments`; ImportError if that tracker is not installed
+) -> dict: # further `arguments`; ValueError for an unknown tracker, ImportError for one that is not installed
     "Report loss and learning rate to an experiment tracker every ten steps, or do not"
     if report_to in ("none", "", None): return {}
-    from transformers.integrations import get_reporting_integration_callbacks
-    get_reporting_integration_callbacks([report_to]) # ValueError for a name that is none
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+    if report_to not in INTEGRATION_TO_CALLBACK: reject("run", "report_to", report_to, ["none", *INTEGRATION_TO_CALLBACK])
+    if report_to not in get_available_reporting_integrations(): raise ImportError(f"report_to={report_to!r}: that tracker is not installed; pip install {report_to}")
     return dict(report_to=[report_to], run_name=name, logging_strategy="steps", logging_steps=10)
 
 # %% ../nbs/09_train.ipynb #1decb719
@@ -90,13 +93,14 @@ class Clock(TrainerCallback):
         left = spent*(state.max_steps - state.global_step)/max(state.global_step - self.first, 1)
         self.say(f"  epoch {state.epoch:4.1f}  step {state.global_step:>5}/{state.max_steps}  {spent:5.0f} s, {left:4.0f} s left", flush=True)
 
-# %% ../nbs/09_train.ipynb #02344ea8
+# %% ../nbs/09_train.ipynb #8df96124
 WHOLE = "whole.json" # the last file of a checkpoint
 
 def _files(folder):
     "Names and sizes of what lies in a checkpoint"
     return {p.name: p.stat().st_size for p in sorted(Path(folder).iterdir()) if p.name != WHOLE}
 
+# %% ../nbs/09_train.ipynb #a8d1ee89
 def newest_checkpoint(
     folder, # of one training
 ): # (its path, what `Saver` noted), or (None, {})
@@ -193,7 +197,12 @@ def resume_stages(
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as e: raise ValueError(f"{shown(path)} is not what a stage of this run left ({str(e)[:80]}); delete it, and the run begins anew") from None
     return methods, totals
 
-# %% ../nbs/09_train.ipynb #1078174d
+# %% ../nbs/09_train.ipynb #2213826d
+def _mean_speed(totals):
+    "Examples per second over all stages"
+    return sum(t["examples_per_second"]*t["train_seconds"] for t in totals)/sum(t["train_seconds"] for t in totals)
+
+# %% ../nbs/09_train.ipynb #e9cba5d8
 def compress(
     model, tokenizer, data, # as in `fit`
     stages:tuple=(), # of `combcomp.config.parse`
@@ -212,10 +221,6 @@ def compress(
         if kept and i + 1 < len(stages): keep_stages(model, totals, done); shutil.rmtree(folder, ignore_errors=True)
     bake(model, attached)
     return {k: sum(t[k] for t in totals) for k in ("train_seconds", "steps")} | dict(examples_per_second=_mean_speed(totals))
-
-def _mean_speed(totals):
-    "Examples per second over all stages"
-    return sum(t["examples_per_second"]*t["train_seconds"] for t in totals)/sum(t["train_seconds"] for t in totals)
 
 # %% ../nbs/09_train.ipynb #45994708
 def calibrated(

@@ -1,5 +1,5 @@
 "The notebooks as papermill runs them: parameters arrive, misspelled ones fail, the whole job is done without an output path"
-import json, subprocess, sys
+import json, os, subprocess, sys
 
 import papermill, pytest
 from conftest import REPO
@@ -47,7 +47,8 @@ def test_wrong_parameters_fail_before_anything_is_done(tmp_path, wrong, message)
 
 @pytest.mark.parametrize("notebook, wrong, message", [
     ("ablations", dict(sizes="l1"), "did you mean 'size'"), ("ablations", dict(make=False), "138 of 138 rows are missing"), ("ablations", dict(task="accept"), "parameter='task'"),
-    ("speed", dict(mesure="all"), "did you mean 'measure'"), ("speed", dict(measure="trainin"), "did you mean 'training'"), ("figure1", dict(task="accept"), "did you mean 'tasks'")])
+    ("speed", dict(mesure="all"), "did you mean 'measure'"), ("speed", dict(measure="trainin"), "did you mean 'training'"), ("figure1", dict(task="accept"), "did you mean 'tasks'"),
+    ("grid", dict(size="l1"), "did you mean 'sizes'"), ("grid", dict(limits="accept=few", dry_run=True), "task=number"), ("grid", dict(engine="rai", dry_run=True), "did you mean 'ray'"), ("grid", dict(methods="qat; kd,mpp", dry_run=True), "did you mean 'mp'")])
 def test_result_notebooks_tell_what_is_wrong(tmp_path, notebook, wrong, message):
     known = papermill.inspect_notebook(str(REPO/"nbs"/f"{notebook}.ipynb"))
     assert known and all(p["help"] for p in known.values())
@@ -56,11 +57,28 @@ def test_result_notebooks_tell_what_is_wrong(tmp_path, notebook, wrong, message)
     assert done.returncode != 0 and message in done.stderr, done.stderr[-1500:]
 
 
+def test_a_small_grid(tmp_path):
+    what = dict(outputs=tmp_path/"out", sizes="l1", tasks="accept", methods="mp; ptq", limits="accept=64", epochs=1.0)
+    done = execute([tmp_path/"dry.ipynb", *flags(**what, dry_run=True), "--stdout-file", "-"], tmp_path, "grid")
+    assert done.returncode == 0 and "2 runs" in done.stdout and not (tmp_path/"out").exists(), done.stderr[-3000:]
+    done = execute([tmp_path/"out.ipynb", *flags(**what, workers=2), "--stdout-file", "-"], tmp_path, "grid")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "[3/3]" in done.stdout and "left" in done.stdout and load_results(tmp_path/"out")["methods"].tolist() == ["", "mp", "ptq"]
+    images = [o for c in json.loads((tmp_path/"out.ipynb").read_text())["cells"] for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+    assert len(images) == 2, "a map before and a map after"
+
+
+def test_a_grid_with_a_failed_run_exits_with_an_error(tmp_path):
+    (tmp_path/"empty").mkdir()
+    done = execute([tmp_path/"out.ipynb", *flags(outputs=tmp_path/"out", family=tmp_path/"empty", sizes="l1", tasks="accept", methods="none; mp", limits=64, epochs=1.0)], tmp_path, "grid", env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert done.returncode != 0 and "2 of 2 runs were not made" in done.stderr and len([*(tmp_path/"out"/"failures").iterdir()]) == 2
+
+
 def test_a_lost_parameters_tag_is_noticed(tmp_path):
     "Without the tag papermill puts its values above the defaults, and they are lost: that is why test_repo demands the tag"
     notebook = json.loads((REPO/"nbs"/"run.ipynb").read_text())
     inferred = papermill.inspect_notebook(str(REPO/"nbs"/"run.ipynb"))
-    assert set(inferred) == {*Run.__dataclass_fields__, "measure", "force", "outputs"} and all(p["help"] for p in inferred.values())
+    assert set(inferred) == {*Run.__dataclass_fields__, "measure", "report_to", "force", "outputs"} and all(p["help"] for p in inferred.values())
     for c in notebook["cells"]: c["metadata"] = {}
     (tmp_path/"untagged.ipynb").write_text(json.dumps(notebook))
     assert papermill.inspect_notebook(str(tmp_path/"untagged.ipynb")) == {}

@@ -1,0 +1,197 @@
+"Grids are killed, stopped, doubled and starved here, and in the end have what an undisturbed one has. (Processes are forked from one that has loaded torch.)"
+import json, multiprocessing, os, random, shutil, signal, sys, threading, time
+from pathlib import Path
+from unittest import mock
+
+import pandas as pd, pytest
+
+from combcomp import Run
+from combcomp.grid import GridFailed, _work, grid, hush, run, runs, status
+from combcomp.plan import estimate, finished, ordered, remaining
+from combcomp.tasks import load_task
+from combcomp.results import load_results, read_failure, read_row
+from test_training import lay, tiny
+
+QUIET = lambda *args, **kwargs: None
+FEW = dict(limit=300, epochs=1)
+TODO = runs(["l1"], ["supersense"], ["", "kd,mp,qat", "mp > qat", "ptq"], limit=200)
+
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["combcomp.grid", "combcomp.tasks", "test_grid"])
+
+
+def work(folder, log=None, lease=None, todo=TODO, checkpoint=1.0):
+    "What a process does: the grid, a line in a file for each run that it begins"
+    import combcomp.config, torch
+    torch.set_num_threads(1); hush(); todo = ordered(todo)
+    if lease: combcomp.config.LEASE = lease
+    def say(text, **kwargs):
+        if log and text.startswith("minilm") and text.endswith("seed 0"):
+            with open(log, "a") as f: f.write(f"{os.getpid()} {text}\n")
+    _work(todo, folder, say, QUIET, checkpoint=checkpoint)
+
+
+def begin(*args, **kwargs):
+    p = processes.Process(target=work, args=args, kwargs=kwargs); p.start()
+    return p
+
+
+def contents(folder):
+    "All that a grid leaves and that does not depend on the clock"
+    volatile = {"started", "seconds", "train_seconds", "examples_per_second"}
+    rows = {c.id: {k: v for k, v in read_row(c.id, folder).items() if k not in volatile} for c in ordered(TODO)}
+    files = {p.name: p.read_bytes() for kind in ("models", "predictions") for p in (Path(folder)/kind).iterdir()}
+    return rows, {k: v for k, v in files.items()}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    "The dictionary and a task, built once"
+    folder = tmp_path_factory.mktemp("cache")
+    load_task("supersense", cache=folder); load_task("accept", cache=folder)
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path, cache):
+    "An outputs folder without runs"
+    shutil.copytree(cache, tmp_path/"out"/"cache")
+    return tmp_path/"out"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, cache):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    shutil.copytree(cache, folder/"cache")
+    p = begin(folder, checkpoint=60.0); p.join(); assert p.exitcode == 0
+    return contents(folder)
+
+
+def test_killed_twenty_times_and_equal_in_the_end(out, undisturbed):
+    chance, kills, seen = random.Random(0), 0, {}
+    while True:
+        p = begin(out)
+        p.join(chance.uniform(0.2, 3.0) if kills < 20 else None)
+        if p.is_alive(): os.kill(p.pid, signal.SIGKILL); p.join(); kills += 1
+        rows = {f.name: f.read_bytes() for f in (out/"runs").glob("*.json")} if (out/"runs").is_dir() else {}
+        assert all(rows.get(name) == data for name, data in seen.items()), "a finished row was lost or made again"
+        assert all(json.loads(data)["id"] + ".json" == name for name, data in rows.items())
+        seen = rows
+        if p.exitcode == 0: break
+    assert kills >= 20 and len(seen) == len(ordered(TODO))
+    rows, files = contents(out)
+    assert (rows, sorted(files)) == (undisturbed[0], sorted(undisturbed[1])) and all(files[k] == v for k, v in undisturbed[1].items())
+    assert not [*(out/"cache"/"unfinished").iterdir()] and not [p for p in out.rglob(".writing-*") if p.parent.name == "runs"]
+
+
+def test_four_processes_and_a_killed_one_make_each_run_once(tmp_path, out, undisturbed):
+    log = tmp_path/"log"
+    four = [begin(out, log) for _ in range(4)]
+    while not log.is_file() or len(log.read_text().splitlines()) < 2: time.sleep(0.1)
+    time.sleep(1.0)
+    victim = int(log.read_text().splitlines()[-1].split()[0])
+    os.kill(victim, signal.SIGKILL)
+    for p in four: p.join()
+    assert sorted(p.exitcode for p in four) == [-9, 0, 0, 0]
+    begun = pd.Series([l.split(" ", 1)[1] for l in log.read_text().splitlines() if int(l.split()[0]) != victim])
+    again = set(begun) & {l.split(" ", 1)[1] for l in log.read_text().splitlines() if int(l.split()[0]) == victim}
+    assert begun.value_counts().max() == 1 and len(again) <= 1, log.read_text()
+    rows, files = contents(out)
+    assert rows == undisturbed[0] and all(files[k] == v for k, v in undisturbed[1].items())
+
+
+def test_a_process_that_is_silent_for_too_long_loses_its_run(tmp_path, out):
+    "As a machine that hangs: its lease runs out, another process takes over, and the first one does not write over what the second made"
+    cfg = Run(size="l1", task="accept", **FEW)
+    first = begin(out, tmp_path/"first", 2.0, [cfg])
+    while not (tmp_path/"first").is_file(): time.sleep(0.05)
+    os.kill(first.pid, signal.SIGSTOP)
+    second = begin(out, tmp_path/"second", 2.0, [cfg])
+    second.join(); assert second.exitcode == 0
+    made = (out/"runs"/f"{cfg.id}.json").read_bytes()
+    os.kill(first.pid, signal.SIGCONT)
+    first.join(); assert first.exitcode == 0
+    assert (tmp_path/"first").read_text().split()[1:] == (tmp_path/"second").read_text().split()[1:]
+    assert (out/"runs"/f"{cfg.id}.json").read_bytes() == made and not (out/"failures").exists()
+
+
+def test_a_failed_run_is_told_and_can_be_tried_again(tmp_path, out):
+    (tmp_path/"mine").mkdir()
+    good, bad = Run(size="l1", task="accept", **FEW), Run(family=str(tmp_path/"mine"), size="l1", task="accept", **FEW)
+    said = []
+    with pytest.raises(GridFailed, match="1 of 2 runs were not made") as told: grid([bad, good], out, say=lambda t, **k: said.append(t))
+    record = read_failure(bad.id, out)
+    assert record["error"] in str(told.value) and "Traceback" in record["traceback"] and any("FAILED" in t for t in said)
+    assert read_row(good.id, out) and read_row(bad.id, out) is None
+    lay(tmp_path/"mine", tiny(num_labels=2))
+    with pytest.raises(GridFailed): grid([bad, good], out, say=QUIET)
+    assert grid([bad, good], out, say=QUIET, retry_failed=True)["id"].tolist() == [bad.id, good.id]
+    assert read_failure(bad.id, out) is None
+
+
+def test_what_needs_a_failed_teacher_is_blocked(out):
+    todo = [Run(size="l1", task="accept", methods=m, limit=32, batch_size=16, lr=1e-9) for m in ("kd", "kd,ptq")]
+    with pytest.raises(GridFailed, match="what it needs failed"): grid(todo, out, say=QUIET)
+    assert status(ordered(todo), out)["state"].tolist() == ["done", "failed", "blocked"]
+
+
+def test_a_teacher_and_its_opinion_are_made_once(out):
+    todo = runs(["l1"], ["supersense"], ["kd", "kd,mp", "kd,qat"], limit=300, epochs=0.2)
+    watch = lambda module, name: mock.patch.object(sys.modules[f"combcomp.{module}"], name, wraps=getattr(sys.modules[f"combcomp.{module}"], name))
+    with watch("grid", "compress") as trained, watch("grid", "encode") as encoded, watch("distill", "predict") as asked, watch("distill", "augment") as augmented:
+        grid(todo, out, say=QUIET)
+    assert trained.call_count == 4 and asked.call_count == 2 and encoded.call_count == 2 # a teacher and three students; originals, then copies
+    assert [c.kwargs["copies"] for c in augmented.call_args_list if c.kwargs["copies"]] == [1]
+
+
+def test_the_time_left_is_known_after_a_fifth():
+    "On the recorded timings of a grid: at every moment after a fifth of the runs, the time that the others take is foretold within 30%"
+    rows = pd.read_csv(Path(__file__).with_name("timings.csv")).fillna(dict(methods="", teacher=""))
+    took = finished(rows)
+    todo, seconds = [r for r, _ in took], [s for _, s in took]
+    assert todo == ordered(todo) and len(todo) > 90
+    for n in range(len(todo)//5, len(todo)*9//10):
+        costs = estimate(todo, rows.iloc[:n])
+        foretold = remaining(sum(seconds[:n]), sum(costs[:n]), sum(costs[n:]))
+        assert 0.7 < foretold/sum(seconds[n:]) < 1.3, f"after {n} of {len(todo)}: {foretold:.0f} s, and it took {sum(seconds[n:]):.0f}"
+
+
+def test_a_tracker_gets_the_loss_under_the_name_of_the_methods(out):
+    pytest.importorskip("tensorboardX")
+    run(Run(size="l1", task="accept", methods="qat,mp", **FEW), out, say=QUIET, report_to="tensorboard")
+    (events,) = (out/"trackers").rglob("events*")
+    assert events.parent.name == "mp,qat" and b"train/loss" in events.read_bytes()
+    with pytest.raises(ImportError, match="pip install"): run(Run(size="l1", task="accept", **FEW), out, say=QUIET, report_to="wandb")
+
+
+@pytest.fixture
+def ray():
+    "A Ray of two cores"
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield ray
+    ray.shutdown()
+
+
+def test_ray_on_machines_that_do_not_share_a_folder(ray, out):
+    todo = runs(["l1"], ["accept"], ["qat", "ptq"], **FEW)
+    table = grid(todo, out, engine="ray", say=QUIET, seen_as="/not/a/folder/of/this/machine")
+    assert table["id"].tolist() == [c.id for c in todo] and not (out/"leases").exists()
+    alone = run(todo[0], out/"alone", say=QUIET)
+    assert (out/"models"/f"{todo[0].id}.safetensors").read_bytes() == (out/"alone"/"models"/f"{todo[0].id}.safetensors").read_bytes() and alone["score"] == table["score"][0]
+
+
+def test_ray_survives_a_killed_worker(ray, out, undisturbed):
+    import psutil
+    killed = []
+    def killer():
+        while not killed and not stop.is_set():
+            for p in psutil.process_iter(["cmdline"]):
+                if (p.info["cmdline"] or [""])[0].startswith("ray::combcomp") and [*(out/"cache"/"unfinished").rglob("whole.json")]: p.kill(); killed.append(p.pid); break
+            time.sleep(0.2)
+    stop = threading.Event(); threading.Thread(target=killer, daemon=True).start()
+    try: table = grid(TODO, out, engine="ray", say=QUIET, checkpoint=1.0)
+    finally: stop.set()
+    assert killed and table["id"].tolist() == [c.id for c in TODO]
+    rows, files = contents(out)
+    assert rows == undisturbed[0] and all(files[k] == v for k, v in undisturbed[1].items())
