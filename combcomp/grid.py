@@ -452,29 +452,29 @@ def _child():
         except OSError: os._exit(1) # nobody listens any more
     _work(todo, order["outputs"], calm(say), lambda cfg: say(f"\0{todo.index(cfg)}"), **order["options"])
 
-# %% ../nbs/15_grid.ipynb #f8c99d5f
+# %% ../nbs/15_grid.ipynb #25c6da3a
 ENGINES = ("local", "ray")
 
 @contextmanager
-def _bar(todo, outputs, say, since): # yields (say, tell)
+def _bar(todo, outputs, say, since): # yields functions for a line, for a run that ended, and for what goes on inside a run
     "Lines, and on a terminal a bar below them"
     from tqdm import tqdm
     terminal = say is print and sys.stderr.isatty()
-    with tqdm(total=len(todo), initial=sum(not is_open(c, outputs) for c in todo), disable=not terminal, unit="run", dynamic_ncols=True) as bar:
+    with tqdm(total=len(todo), initial=sum(not is_open(c, outputs) for c in todo), disable=not terminal, dynamic_ncols=True, bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} runs, {elapsed}{postfix}") as bar:
         line = (lambda *text, **kwargs: bar.write(" ".join(text))) if terminal else say
         def tell(cfg):
             line(progress_line(cfg, todo, outputs, since), flush=True)
             if terminal: bar.n = sum(not is_open(c, outputs) for c in todo); bar.refresh()
-        yield line, tell
+        yield line, tell, (lambda *text, **kwargs: bar.set_postfix_str(text[0].strip()[:50])) if terminal else calm(line)
 
-# %% ../nbs/15_grid.ipynb #29ae9459
+# %% ../nbs/15_grid.ipynb #d02d2042
 def _engage(engine, workers, todo, out, say, options):
     "Let an engine make what is missing"
     if not any(is_open(c, out) for c in todo): return
-    with _bar(todo, out, say, time.time()) as (line, tell):
+    with _bar(todo, out, say, time.time()) as (line, tell, inside):
         if engine == "ray": from combcomp.cluster import spread; spread(todo, out, tell, **options)
         elif workers > 1: _workers(int(workers), todo, out, line, tell, **options)
-        else: _work(todo, out, calm(line), tell, **options)
+        else: _work(todo, out, inside, tell, **options)
 
 # %% ../nbs/15_grid.ipynb #d4007520
 def _problems(todo, out, dry_run=False) -> str: # empty when all is well

@@ -146,10 +146,10 @@ def test_a_teacher_and_its_opinion_are_made_once(out):
 
 def test_the_time_left_is_known_after_a_fifth():
     "On the recorded timings of a grid: at every moment after a fifth of the runs, the time that the others take is foretold within 30%"
-    rows = pd.read_csv(Path(__file__).with_name("timings.csv")).fillna(dict(methods="", teacher=""))
+    rows = pd.read_csv(Path(__file__).with_name("timings.csv"), dtype=dict(methods=str, teacher=str)).fillna(dict(methods="", teacher=""))
     took = finished(rows)
     todo, seconds = [r for r, _ in took], [s for _, s in took]
-    assert todo == ordered(todo) and len(todo) > 90
+    assert todo == ordered(todo) and len(todo) > 80
     for n in range(len(todo)//5, len(todo)*9//10):
         costs = estimate(todo, rows.iloc[:n])
         foretold = remaining(sum(seconds[:n]), sum(costs[:n]), sum(costs[n:]))
