@@ -62,14 +62,14 @@ def on_worker(
     for n, files in zip(needs(cfg), needed or []): receive(n, files, out)
     return attempt(cfg, out, calm(print), **options), products(cfg, out)
 
-# %% ../nbs/19_cluster.ipynb #581b16e0
+# %% ../nbs/19_cluster.ipynb #5724b83a
 def _drive(ray, todo, out, there, sign, tell, deaths, options):
     "Hand out runs and take in what comes back, until nothing is left"
     gpus, task, running, again, sending = bool(ray.cluster_resources().get("GPU")), ray.remote(on_worker), {}, {}, set()
     def start(cfg):
         needed = [products(n, out) for n in needs(cfg)] if cfg in sending else None
         running[task.options(max_retries=deaths, name=f"combcomp {label(cfg)}", **resources(cfg, gpus)).remote(cfg, there, sign, needed, options)] = cfg
-    while left := [c for c in todo if is_open(c, out)]:
+    while (left := [c for c in todo if is_open(c, out)]) or running:
         for c in left:
             if c not in running.values() and time.monotonic() > again.get(c, 0) and all(read_row(n.id, out) for n in needs(c)): start(c)
         for ended in ray.wait([*running], timeout=2)[0] if running else [time.sleep(1)][:0]: _take(ray, running.pop(ended), ended, out, again, sending, tell)
@@ -83,11 +83,12 @@ def _take(ray, cfg, ended, out, again, sending, tell):
     elif said == "held": again[cfg] = time.monotonic() + 5
     else: receive(cfg, files, out); tell(cfg)
 
-# %% ../nbs/19_cluster.ipynb #107ab038
+# %% ../nbs/19_cluster.ipynb #45ed9f73
 def connect():
     "The Ray of RAY_ADDRESS, else one started on this machine"
     try: import ray
     except ImportError: raise ImportError("engine 'ray' comes with an extra: pip install 'combcomp[ray]'") from None
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0") # Ray would report to its makers
     if not ray.is_initialized(): ray.init(include_dashboard=False if "RAY_ADDRESS" not in os.environ else None, log_to_driver=True, logging_level="warning")
     return ray
 

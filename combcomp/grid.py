@@ -395,13 +395,14 @@ def forecast(todo:list, outputs=None) -> str:
 # %% ../nbs/15_grid.ipynb #a1e4877d
 class GridFailed(RuntimeError): "Some runs of a grid were not made; the message lists them"
 
-# %% ../nbs/15_grid.ipynb #91309295
-def _work(todo, outputs, say, tell, **options):
+# %% ../nbs/15_grid.ipynb #6e69d452
+def _work(todo, outputs, say, tell, begin=lambda cfg: None, **options):
     "Make what is ready and nobody else makes, until nothing is left"
     while left := [c for c in todo if is_open(c, outputs)]:
-        ready = (c for c in left if all(read_row(n.id, outputs) for n in needs(c)))
-        ended = next((c for c in ready if attempt(c, outputs, say, **options) != "held"), None)
-        if ended: tell(ended)
+        for cfg in left:
+            if not all(read_row(n.id, outputs) for n in needs(cfg)): continue
+            begin(cfg)
+            if attempt(cfg, outputs, say, **options) != "held": tell(cfg); break
         else: time.sleep(1) # others are at work on what is left
 
 # %% ../nbs/15_grid.ipynb #94c368d8
@@ -410,39 +411,43 @@ def hush():
     import datasets, transformers
     transformers.logging.set_verbosity_error(); transformers.logging.disable_progress_bar(); datasets.disable_progress_bars()
 
-# %% ../nbs/15_grid.ipynb #8a7dcc51
+# %% ../nbs/15_grid.ipynb #04618798
 def _workers(n, todo, outputs, say, tell, **options):
-    "Run `_work` in some processes and pass on what they say"
-    env = dict(os.environ, OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1)//n)), TOKENIZERS_PARALLELISM="false", PYTHONUNBUFFERED="1")
+    "Run `_work` in some processes, pass on what they say, and replace those that die"
     order = json.dumps(dict(runs=[asdict(c) for c in todo], outputs=str(outputs), options=options))
-    lines, code = queue.SimpleQueue(), "from combcomp.grid import _child; _child()"
-    children = [subprocess.Popen([sys.executable, "-c", code], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(n)]
-    for c in children:
-        c.stdin.write(order); c.stdin.close()
-        threading.Thread(target=lambda c=c: ([lines.put(l) for l in c.stdout], lines.put(None)), daemon=True).start()
+    lines, deaths = queue.SimpleQueue(), dict.fromkeys(todo, 0)
+    children = {_spawn(order, n, lines): None for _ in range(n)} # and what each is at
     try:
-        for line in iter(_merged(lines, n), None): _heard(line, todo, say, tell)
+        while children:
+            child, line = lines.get()
+            if line is None:
+                if _bereaved(child, children.pop(child), deaths, outputs, say, tell): children[_spawn(order, n, lines)] = None
+            elif line[0] == "\1": children[child] = todo[int(line[1:])]
+            elif line[0] == "\0": tell(todo[int(line[1:])])
+            else: say(line.rstrip("\n"), flush=True)
     finally:
         for c in children: c.terminate()
-    if any(codes := [c.wait() for c in children]): say(f"a process ended early (exit codes {codes}; -9 is killed, often for want of memory)", flush=True)
 
-# %% ../nbs/15_grid.ipynb #8fb1a460
-def _merged(lines, n):
-    "A function for the next line of n writers; None once all have ended"
-    open_writers = [n]
-    def get():
-        while open_writers[0]:
-            if (line := lines.get()) is not None: return line
-            open_writers[0] -= 1
-    return get
+# %% ../nbs/15_grid.ipynb #55ea2ed1
+def _spawn(order, n, lines):
+    "A process that makes runs, and a thread that puts its lines into a queue, None at the end"
+    env = dict(os.environ, OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1)//n)), TOKENIZERS_PARALLELISM="false")
+    child = subprocess.Popen([sys.executable, "-c", "from combcomp.grid import _child; _child()"], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    child.stdin.write(order); child.stdin.close()
+    threading.Thread(target=lambda: ([lines.put((child, l)) for l in child.stdout], lines.put((child, None))), daemon=True).start()
+    return child
 
-# %% ../nbs/15_grid.ipynb #d053b68d
-def _heard(line, todo, say, tell):
-    "A line of a worker: a run that ended, or something to pass on"
-    if line.startswith("\0"): tell(todo[int(line[1:])])
-    else: say(line.rstrip("\n"), flush=True)
+# %% ../nbs/15_grid.ipynb #78c45bf2
+def _bereaved(child, cfg, deaths, outputs, say, tell):
+    "After the end of a process: does it need a successor? A run during which two have died has failed"
+    if (code := child.wait()) == 0: return False
+    say(f"a process died ({'signal' if code < 0 else 'exit code'} {abs(code)}){f' at {label(cfg)}' if cfg else ''}", flush=True)
+    if cfg is None or not is_open(cfg, outputs): return cfg is not None
+    deaths[cfg] += 1
+    if deaths[cfg] > 1: save_failure(cfg, RuntimeError(f"{deaths[cfg]} processes died making it, the last with {code} (-9 is killed, often for want of memory)"), outputs); tell(cfg)
+    return True
 
-# %% ../nbs/15_grid.ipynb #4b689d3a
+# %% ../nbs/15_grid.ipynb #ec1cd2d0
 def _child():
     "The life of a worker process; orders come on standard input"
     order = json.load(sys.stdin); hush()
@@ -450,7 +455,8 @@ def _child():
     def say(*text, **kwargs):
         try: print(*text, flush=True)
         except OSError: os._exit(1) # nobody listens any more
-    _work(todo, order["outputs"], calm(say), lambda cfg: say(f"\0{todo.index(cfg)}"), **order["options"])
+    mark = lambda sign: lambda cfg: say(f"{sign}{todo.index(cfg)}")
+    _work(todo, order["outputs"], calm(say), mark("\0"), mark("\1"), **order["options"])
 
 # %% ../nbs/15_grid.ipynb #25c6da3a
 ENGINES = ("local", "ray")

@@ -135,6 +135,22 @@ def test_what_needs_a_failed_teacher_is_blocked(out):
     assert status(ordered(todo), out)["state"].tolist() == ["done", "failed", "blocked"]
 
 
+def test_a_run_that_kills_its_process_fails_and_the_others_are_made(out):
+    deadly, *others = todo = runs(["l1"], ["accept"], ["mp", "", "qat"], **FEW)
+    marker, victims, over = out/"leases"/f"{deadly.id}.lease", set(), threading.Event()
+    def death():
+        while not over.is_set():
+            try: pid = int(marker.read_text().split("pid=")[1].split()[0])
+            except (OSError, IndexError): pid = None
+            if pid and pid != os.getpid() and pid not in victims: victims.add(pid); os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+    threading.Thread(target=death, daemon=True).start()
+    try: table = grid(todo, out, workers=2, check=False, say=QUIET)
+    finally: over.set()
+    assert table["id"].tolist() == [c.id for c in others] and len(victims) >= 2
+    assert status(todo, out)["state"].tolist() == ["failed", "done", "done"] and "2 processes died" in read_failure(deadly.id, out)["message"]
+
+
 def test_a_teacher_and_its_opinion_are_made_once(out):
     todo = runs(["l1"], ["supersense"], ["kd", "kd,mp", "kd,qat"], limit=300, epochs=0.2)
     watch = lambda module, name: mock.patch.object(sys.modules[f"combcomp.{module}"], name, wraps=getattr(sys.modules[f"combcomp.{module}"], name))
@@ -175,7 +191,9 @@ def ray():
 
 def test_ray_on_machines_that_do_not_share_a_folder(ray, out):
     todo = runs(["l1"], ["accept"], ["qat", "ptq"], **FEW)
-    table = grid(todo, out, engine="ray", say=QUIET, seen_as="/not/a/folder/of/this/machine")
+    said = []
+    table = grid(todo, out, engine="ray", say=lambda t, **k: said.append(t), seen_as="/not/a/folder/of/this/machine")
+    assert len([t for t in said if t.startswith("[")]) == 3, said
     assert table["id"].tolist() == [c.id for c in todo] and not (out/"leases").exists()
     alone = run(todo[0], out/"alone", say=QUIET)
     assert (out/"models"/f"{todo[0].id}.safetensors").read_bytes() == (out/"alone"/"models"/f"{todo[0].id}.safetensors").read_bytes() and alone["score"] == table["score"][0]
