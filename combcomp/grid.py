@@ -273,16 +273,22 @@ def names(text, every) -> list: # of strings
     "Names separated by commas; `all` is every one"
     return [*every] if text == "all" else [t.strip() for t in str(text).split(",") if t.strip()]
 
-# %% ../nbs/15_grid.ipynb #1a83013e
+# %% ../nbs/15_grid.ipynb #b2838193
+def _numbers(name, text, kind) -> list: # of `kind`
+    "Numbers separated by commas"
+    try: return [kind(v) for v in names(text, [])]
+    except ValueError: reject("study", name, text, f"{kind.__name__}s with commas between them")
+
+# %% ../nbs/15_grid.ipynb #61f2e023
 def _limits(limits, tasks) -> dict: # task -> examples
     "Training examples of each task"
     parts = [p.split("=") for p in names(limits or "", [])]
-    if len(parts) == 1 and len(parts[0]) == 1: return dict.fromkeys(tasks, int(parts[0][0]))
+    if len(parts) == 1 and len(parts[0]) == 1 and parts[0][0].isdigit(): return dict.fromkeys(tasks, int(parts[0][0]))
     for p in parts:
         if len(p) != 2 or p[0] not in tasks or not p[1].isdigit(): reject("study", "limits", limits, f"a number, or task=number of {', '.join(tasks)}")
     return {t: int(n) for t, n in parts}
 
-# %% ../nbs/15_grid.ipynb #65c518c3
+# %% ../nbs/15_grid.ipynb #8ac312d5
 def study(
     family:str="minilm",
     sizes:str="all", # of the family's suite, or some: l2,l1
@@ -295,10 +301,10 @@ def study(
 ) -> list: # of `Run`
     "The runs of a study in words; ValueError for a word it does not know"
     every = SUITES.get(family, (("full",), WORDNET))
-    sparse = [float(v) for v in names(sparsities, [])]
+    sparse = _numbers("sparsities", sparsities, float)
     combinations = (configurations(sparse) if sparse else [*SUBSETS]) if methods == "all" else str(methods).split(";")
-    which = [int(v) for v in str(seeds).split(",")]
-    seeds = which if len(which) > 1 else range(number("study", "seeds", *which, int, 1, 10**6))
+    which = _numbers("seeds", seeds, int)
+    seeds = which if len(which) > 1 else range(number("study", "seeds", which[0] if which else "", int, 1, 10**6))
     chosen = names(tasks, every[1])
     most = _limits(limits, chosen)
     return [r for t in chosen for r in runs(names(sizes, every[0]), [t], combinations, seeds, family, limit=most.get(t), **kwargs)]
