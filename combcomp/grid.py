@@ -356,7 +356,7 @@ def _forget():
     gc.collect()
     if torch.cuda.is_available(): torch.cuda.empty_cache()
 
-# %% ../nbs/15_grid.ipynb #46e416bd
+# %% ../nbs/15_grid.ipynb #d2e1f069
 def progress_line(
     cfg:Run, todo:list, # the run that ended, and all runs
     outputs=None,
@@ -365,7 +365,7 @@ def progress_line(
     "What there is to say about a run that ended, and about those that are left"
     ended = [c for c in todo if not is_open(c, outputs)]
     row, failed = read_row(cfg.id, outputs), read_failure(cfg.id, outputs)
-    what = f"{row['score']:5.1f} {row['mb_file']:7.2f} MB {duration(row['seconds'] if 'seconds' in row else row['train_seconds']):>9}" if row else f"FAILED {failed['error'] if failed else ''}"
+    what = f"{row['score']:5.1f} {row['mb_paper']:7.2f} MB on paper {row['mb_file']:7.2f} on disk {duration(row['seconds'] if 'seconds' in row else row['train_seconds']):>9}" if row else f"FAILED {failed['error'] if failed else ''}"
     spent = time.time() - since
     return f"[{len(ended):>{len(str(len(todo)))}}/{len(todo)}] {label(cfg):44} {what} | {duration(spent)}, {duration(time_left(todo, outputs, since))} left"
 

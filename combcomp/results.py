@@ -6,8 +6,8 @@
 __all__ = ['COLUMNS', 'writable', 'surroundings', 'save_row', 'read_row', 'failure_file', 'save_failure', 'read_failure',
            'save_predictions', 'load_predictions', 'load_results', 'release', 'balanced', 'comparable', 'summary']
 
-# %% ../nbs/14_results.ipynb #b3f5a008
-import json, os, platform, subprocess, traceback
+# %% ../nbs/14_results.ipynb #04435bfa
+import json, os, platform, subprocess, traceback, uuid
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -15,13 +15,14 @@ from pathlib import Path
 
 from .config import SUBSETS, Run, atomically, outputs_dir, root, shown
 
-# %% ../nbs/14_results.ipynb #11a40a09
+# %% ../nbs/14_results.ipynb #0943136b
 def writable(
     folder, # of outputs
 ) -> Path: # the same, existing
     "Make the outputs folder and try it; OSError with what to do if it cannot be written"
     folder = Path(folder)
-    try: atomically(folder/".try", lambda p: Path(p).write_bytes(b"0"*4096)); (folder/".try").unlink()
+    passing = folder/f".try-{uuid.uuid4().hex}" # several processes may try at the same moment
+    try: atomically(passing, lambda p: Path(p).write_bytes(b"0"*4096)); passing.unlink()
     except OSError as e: raise OSError(f"cannot write to the outputs folder {shown(folder)}: {e.strerror or e}. Free some space, or name another with outputs= or COMBCOMP_OUTPUTS") from e
     return folder
 

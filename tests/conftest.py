@@ -3,7 +3,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "2") # before anything loads torch
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import subprocess, sys
+import shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -46,3 +46,19 @@ def shared():
     "A folder `shared` beside the checkout, with development data; the test is skipped where there is none"
     if not (folder := REPO.parent/"shared").is_dir(): pytest.skip("development data not beside the checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    "The dictionary and a task, built once"
+    from combcomp.tasks import load_task
+    folder = tmp_path_factory.mktemp("cache")
+    load_task("supersense", cache=folder); load_task("accept", cache=folder)
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path, cache):
+    "An outputs folder without runs"
+    shutil.copytree(cache, tmp_path/"out"/"cache")
+    return tmp_path/"out"

@@ -8,7 +8,6 @@ import pandas as pd, pytest
 from combcomp import Run
 from combcomp.grid import GridFailed, _work, grid, hush, run, runs, status
 from combcomp.plan import estimate, finished, ordered, remaining
-from combcomp.tasks import load_task
 from combcomp.results import load_results, read_failure, read_row
 from test_training import lay, tiny
 
@@ -42,21 +41,6 @@ def contents(folder):
     rows = {c.id: {k: v for k, v in read_row(c.id, folder).items() if k not in volatile} for c in ordered(TODO)}
     files = {p.name: p.read_bytes() for kind in ("models", "predictions") for p in (Path(folder)/kind).iterdir()}
     return rows, {k: v for k, v in files.items()}
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    "The dictionary and a task, built once"
-    folder = tmp_path_factory.mktemp("cache")
-    load_task("supersense", cache=folder); load_task("accept", cache=folder)
-    return folder
-
-
-@pytest.fixture
-def out(tmp_path, cache):
-    "An outputs folder without runs"
-    shutil.copytree(cache, tmp_path/"out"/"cache")
-    return tmp_path/"out"
 
 
 @pytest.fixture(scope="module")
@@ -178,38 +162,3 @@ def test_a_tracker_gets_the_loss_under_the_name_of_the_methods(out):
     (events,) = (out/"trackers").rglob("events*")
     assert events.parent.name == "mp,qat" and b"train/loss" in events.read_bytes()
     with pytest.raises(ImportError, match="pip install"): run(Run(size="l1", task="accept", **FEW), out, say=QUIET, report_to="wandb")
-
-
-@pytest.fixture
-def ray():
-    "A Ray of two cores"
-    ray = pytest.importorskip("ray")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield ray
-    ray.shutdown()
-
-
-def test_ray_on_machines_that_do_not_share_a_folder(ray, out):
-    todo = runs(["l1"], ["accept"], ["qat", "ptq"], **FEW)
-    said = []
-    table = grid(todo, out, engine="ray", say=lambda t, **k: said.append(t), seen_as="/not/a/folder/of/this/machine")
-    assert len([t for t in said if t.startswith("[")]) == 3, said
-    assert table["id"].tolist() == [c.id for c in todo] and not (out/"leases").exists()
-    alone = run(todo[0], out/"alone", say=QUIET)
-    assert (out/"models"/f"{todo[0].id}.safetensors").read_bytes() == (out/"alone"/"models"/f"{todo[0].id}.safetensors").read_bytes() and alone["score"] == table["score"][0]
-
-
-def test_ray_survives_a_killed_worker(ray, out, undisturbed):
-    import psutil
-    killed = []
-    def killer():
-        while not killed and not stop.is_set():
-            for p in psutil.process_iter(["cmdline"]):
-                if (p.info["cmdline"] or [""])[0].startswith("ray::combcomp") and [*(out/"cache"/"unfinished").rglob("whole.json")]: p.kill(); killed.append(p.pid); break
-            time.sleep(0.2)
-    stop = threading.Event(); threading.Thread(target=killer, daemon=True).start()
-    try: table = grid(TODO, out, engine="ray", say=QUIET, checkpoint=1.0)
-    finally: stop.set()
-    assert killed and table["id"].tolist() == [c.id for c in TODO]
-    rows, files = contents(out)
-    assert rows == undisturbed[0] and all(files[k] == v for k, v in undisturbed[1].items())

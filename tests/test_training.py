@@ -1,5 +1,6 @@
 "What composing promises, held against a plain Trainer, across processes, and for input that is wrong"
 import json, shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from combcomp.grid import model_file, unfinished
 from combcomp.methods import embeddings, encoder_linears, linears
 from combcomp.models import load_model, load_tokenizer, predict, source
 from combcomp.quantize import limit
+from combcomp.results import writable
 from combcomp.tasks import TASKS, load_task
 from combcomp.train import arguments, build, compress, encode, fit
 
@@ -216,6 +218,10 @@ try: run(Run(limit=64), {str(tmp_path/'full')!r})
 except OSError as e: print(e)
 """
     assert "cannot write to the outputs folder" in run_py(code) and not [p for p in (tmp_path/"full").rglob("*") if p.is_file()]
+
+
+def test_many_processes_may_try_the_outputs_folder_at_once(tmp_path):
+    with ThreadPoolExecutor(8) as pool: assert {*pool.map(writable, [tmp_path]*400)} == {tmp_path} and not [*tmp_path.iterdir()]
 
 
 def test_done_is_done_and_force_is_force(tmp_path):

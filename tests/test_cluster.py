@@ -1,0 +1,46 @@
+"Grids on Ray, here started on this machine: a worker is killed, and workers that do not see the driver's folder"
+import threading, time
+
+import psutil, pytest
+
+from combcomp.grid import grid, model_file, run, runs
+from combcomp.results import read_row
+
+QUIET = lambda *args, **kwargs: None
+FEW = dict(limit=300, epochs=1)
+
+
+@pytest.fixture
+def ray():
+    "A Ray of two cores"
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield ray
+    ray.shutdown()
+
+
+def test_ray_on_machines_that_do_not_share_a_folder(ray, out):
+    todo = runs(["l1"], ["accept"], ["qat", "ptq"], **FEW)
+    said = []
+    table = grid(todo, out, engine="ray", say=lambda t, **k: said.append(t), seen_as="/not/a/folder/of/this/machine")
+    assert len([t for t in said if t.startswith("[")]) == 3, said
+    assert table["id"].tolist() == [c.id for c in todo] and not (out/"leases").exists()
+    alone = run(todo[0], out/"alone", say=QUIET)
+    assert model_file(todo[0], out).read_bytes() == model_file(todo[0], out/"alone").read_bytes() and alone["score"] == table["score"][0]
+
+
+def test_ray_survives_a_killed_worker(ray, tmp_path, out):
+    "The worker is killed between two checkpoints of a run, and the run's model is that of one that was never killed"
+    todo, killed, over = runs(["l1"], ["supersense"], ["", "mp > qat"], limit=200), [], threading.Event()
+    def death():
+        while not killed and not over.is_set():
+            workers = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[0].startswith("ray::combcomp")]
+            if workers and [*(out/"cache"/"unfinished").rglob("whole.json")]: workers[0].kill(); killed.append(workers[0].pid)
+            time.sleep(0.2)
+    threading.Thread(target=death, daemon=True).start()
+    try: table = grid(todo, out, engine="ray", say=QUIET, checkpoint=1.0)
+    finally: over.set()
+    assert killed and table["id"].tolist() == [c.id for c in todo]
+    for cfg in todo:
+        alone = run(cfg, tmp_path/"alone", say=QUIET)
+        assert alone["score"] == read_row(cfg.id, out)["score"] and model_file(cfg, out).read_bytes() == model_file(cfg, tmp_path/"alone").read_bytes()
