@@ -14,11 +14,8 @@ methods = kd,qat
 PARAMETERS = family size task seed limit epochs batch_size lr max_length teacher measure report_to force outputs
 GRID = family sizes tasks methods sparsities seeds limits epochs engine workers measure report_to retry_failed dry_run outputs
 quoted = '$(subst ','\'',$($(1)))'
-known = methods $(PARAMETERS) PYTHON VENV
-grid_known = $(GRID) PYTHON VENV
 typed = $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(v)))),$(v)))
-wrong = $(strip $(filter-out $(known),$(typed)))
-grid_wrong = $(strip $(filter-out $(grid_known),$(typed)))
+wrong = $(strip $(filter-out $(1) PYTHON VENV,$(typed)))
 given = $(foreach p,$(1),$(if $(filter command,$(firstword $(origin $(p)))),-p $(p) $(call quoted,$(p))))
 
 .PHONY: help venv run grid speed ablations test clean export readme notebook lab
@@ -37,13 +34,13 @@ $(READY): settings.ini setup.py pyproject.toml
 	@touch $@
 
 run: $(READY) ## train, measure and append one row; the executed notebook goes to outputs/notebooks
-	$(if $(wrong),$(error make run: no parameter is called $(wrong); there are methods $(PARAMETERS)))
+	$(if $(call wrong,methods $(PARAMETERS)),$(error make run: no parameter is called $(call wrong,methods $(PARAMETERS)); there are methods $(PARAMETERS)))
 	@mkdir -p outputs/notebooks
 	@$(IN) papermill nbs/run.ipynb outputs/notebooks/run.ipynb --no-progress-bar --stdout-file - -p methods $(call quoted,methods) $(call given,$(PARAMETERS))
 	@echo "notebook outputs/notebooks/run.ipynb, with a picture of it"
 
 grid: $(READY) ## make the embedded suite, or the study that the parameters name; may be interrupted and shared
-	$(if $(grid_wrong),$(error make grid: no parameter is called $(grid_wrong); there are $(GRID)))
+	$(if $(call wrong,$(GRID)),$(error make grid: no parameter is called $(call wrong,$(GRID)); there are $(GRID)))
 	@mkdir -p outputs/notebooks
 	@$(IN) papermill nbs/grid.ipynb outputs/notebooks/grid.ipynb --no-progress-bar --stdout-file - $(call given,$(GRID))
 	@echo "notebook outputs/notebooks/grid.ipynb, with a map of what is done and a table of scores"

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['resources', 'products', 'receive', 'on_worker', 'connect', 'spread']
 
-# %% ../nbs/19_cluster.ipynb #5fb752e5
+# %% ../nbs/19_cluster.ipynb #1b6a1c74
 import json, math, os, tempfile, time, uuid
 from dataclasses import asdict
 from pathlib import Path
 
 from .config import Run, atomically, outputs_dir
-from .grid import attempt, calm, hush, is_open, label, model_file
+from .grid import _ready, attempt, calm, hush, is_open, label, made, model_file
 from .models import BERT, encoder_parameters
 from .plan import needs, shape
-from .results import failure_file, read_row, save_failure, save_row
+from .results import failure_file, row_file, save_failure, save_row
 
 # %% ../nbs/19_cluster.ipynb #6383db84
 def resources(
@@ -25,29 +25,32 @@ def resources(
     share = encoder_parameters(*(shape(cfg) or BERT["base"]))/encoder_parameters(*BERT["large"])
     return dict(num_cpus=1, num_gpus=min(1.0, max(0.125, 2.0**math.ceil(math.log2(1.5*share)))))
 
-# %% ../nbs/19_cluster.ipynb #eeaeb49e
+# %% ../nbs/19_cluster.ipynb #4b407c9f
+def _paths(cfg, out):
+    "All files that a run may leave: the row, the record of its failure, its model and predictions"
+    return [row_file(cfg.id, out), failure_file(cfg.id, out), model_file(cfg, out), out/"predictions"/f"{cfg.id}.npz"]
+
 def products(cfg:Run, outputs=None) -> dict: # path inside the outputs folder -> bytes
     "The files of a run that ended"
     out = outputs_dir(outputs)
-    paths = [model_file(cfg, out), out/"predictions"/f"{cfg.id}.npz", out/"runs"/f"{cfg.id}.json", failure_file(cfg.id, out)]
-    return {str(p.relative_to(out)): p.read_bytes() for p in paths if p.is_file()}
+    return {str(p.relative_to(out)): p.read_bytes() for p in _paths(cfg, out) if p.is_file()}
 
-# %% ../nbs/19_cluster.ipynb #8d1a5d4e
+# %% ../nbs/19_cluster.ipynb #78e618bd
 def receive(
     cfg:Run, files:dict, # of `products`
     outputs=None,
 ): # nothing; ValueError if they are not that run's
     "Put the files of a run into the outputs folder, the row last"
-    out, row = outputs_dir(outputs), f"runs/{cfg.id}.json"
-    known = {f"models/{cfg.id}.safetensors", f"predictions/{cfg.id}.npz", row, f"failures/{cfg.id}.json"}
-    if odd := {*files} - known: raise ValueError(f"cluster: {sorted(odd)[0]!r} is no file of run {cfg.id}")
+    out = outputs_dir(outputs)
+    row, *others = [str(p.relative_to(out)) for p in _paths(cfg, out)]
+    if odd := {*files} - {row, *others}: raise ValueError(f"cluster: {sorted(odd)[0]!r} is no file of run {cfg.id}")
     told = json.loads(files[row]) if row in files else None
     if told and Run(**{k: told.get(k) for k in asdict(cfg)}) != cfg: raise ValueError(f"cluster: a row came that is not that of run {cfg.id}")
     for name, data in files.items():
         if name != row: atomically(out/name, lambda p: Path(p).write_bytes(data))
     if told: save_row(told, out); failure_file(cfg.id, out).unlink(missing_ok=True)
 
-# %% ../nbs/19_cluster.ipynb #406d0453
+# %% ../nbs/19_cluster.ipynb #5d95dce4
 def on_worker(
     cfg:Run, outputs:str, sign:str, # the driver's folder, and the name of a file that it has written there
     needed:list|None, # for each run that this one needs, its files; None if they have not been asked for
@@ -57,12 +60,11 @@ def on_worker(
     hush()
     if (Path(outputs)/sign).is_file(): return attempt(cfg, outputs, calm(print), **options), {}
     out = Path(tempfile.gettempdir())/f"combcomp-{sign}"
-    missing = [n for n in needs(cfg) if not (read_row(n.id, out) and model_file(n, out).is_file())]
-    if missing and needed is None: return "send", {}
+    if needed is None and not all(made(n, out) for n in needs(cfg)): return "send", {}
     for n, files in zip(needs(cfg), needed or []): receive(n, files, out)
     return attempt(cfg, out, calm(print), **options), products(cfg, out)
 
-# %% ../nbs/19_cluster.ipynb #5724b83a
+# %% ../nbs/19_cluster.ipynb #238700ef
 def _drive(ray, todo, out, there, sign, tell, deaths, options):
     "Hand out runs and take in what comes back, until nothing is left"
     gpus, task, running, again, sending = bool(ray.cluster_resources().get("GPU")), ray.remote(on_worker), {}, {}, set()
@@ -71,8 +73,9 @@ def _drive(ray, todo, out, there, sign, tell, deaths, options):
         running[task.options(max_retries=deaths, name=f"combcomp {label(cfg)}", **resources(cfg, gpus)).remote(cfg, there, sign, needed, options)] = cfg
     while (left := [c for c in todo if is_open(c, out)]) or running:
         for c in left:
-            if c not in running.values() and time.monotonic() > again.get(c, 0) and all(read_row(n.id, out) for n in needs(c)): start(c)
-        for ended in ray.wait([*running], timeout=2)[0] if running else [time.sleep(1)][:0]: _take(ray, running.pop(ended), ended, out, again, sending, tell)
+            if c not in running.values() and time.monotonic() > again.get(c, 0) and _ready(c, out): start(c)
+        if not running: time.sleep(1); continue # others are at work on what is left
+        for ended in ray.wait([*running], timeout=2)[0]: _take(ray, running.pop(ended), ended, out, again, sending, tell)
 
 # %% ../nbs/19_cluster.ipynb #c4176535
 def _take(ray, cfg, ended, out, again, sending, tell):

@@ -7,7 +7,7 @@ __all__ = ['MEASURES', 'SUITES', 'ENGINES', 'model_file', 'find_teacher', 'train
            'Superseded', 'measured', 'made', 'claimed', 'run', 'runs', 'names', 'study', 'state', 'is_open', 'status',
            'attempt', 'progress_line', 'time_left', 'calm', 'forecast', 'GridFailed', 'hush', 'grid']
 
-# %% ../nbs/15_grid.ipynb #8c89356d
+# %% ../nbs/15_grid.ipynb #b0c4aea3
 import gc, hashlib, itertools, json, os, queue, shutil, subprocess, sys, tempfile, threading, time
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,7 +20,7 @@ from .distill import check_order, check_teacher, load_teacher, taught
 from .models import learning_rate, load_model, load_tokenizer, predict, source
 from .pack import other_sizes, pack, unpack
 from .plan import before_rounding, configurations, duration, estimate, needs, ordered, remaining, spec_of
-from .results import failure_file, load_results, read_failure, read_row, save_failure, save_predictions, save_row, surroundings, writable
+from .results import failure_file, load_results, read_failure, read_row, row_file, save_failure, save_predictions, save_row, surroundings, writable
 from .size import sizes_of
 from .tasks import TASKS, load_task, majority, metrics, score
 from .methods import bake
@@ -163,13 +163,13 @@ def _files(model):
     from combcomp.export import onnx_sizes
     return onnx_sizes(model) | other_sizes(model)
 
-# %% ../nbs/15_grid.ipynb #e5f94bb7
+# %% ../nbs/15_grid.ipynb #663fe59d
 def _speeds(cfg, model, out, say):
     "Latency of a model on three runtimes, and whether they agree with it; without a value where one does not"
     import torch
     from combcomp.export import FILES, ParityError, export
     from combcomp.speed import bench
-    tok, data, found = load_tokenizer(cfg.family, cfg.size), load_task(cfg.task, cfg.limit, cache=out/"cache")[TASKS[cfg.task].evals[0]], {}
+    tok, data, found = _tokenizer(cfg.family, cfg.size), _task(cfg.task, cfg.limit, cache=out/"cache")[TASKS[cfg.task].evals[0]], {}
     with tempfile.TemporaryDirectory() as folder:
         for runtime in FILES:
             try: found[runtime] = export(model, f"{folder}/{runtime}", runtime, tok, cfg.task, data, cfg.max_length)["parity"]["equal"]
@@ -369,12 +369,12 @@ def progress_line(
     spent = time.time() - since
     return f"[{len(ended):>{len(str(len(todo)))}}/{len(todo)}] {label(cfg):44} {what} | {duration(spent)}, {duration(time_left(todo, outputs, since))} left"
 
-# %% ../nbs/15_grid.ipynb #886f5c89
+# %% ../nbs/15_grid.ipynb #921694a6
 def time_left(todo, outputs=None, since=0.0) -> float: # seconds; NaN without a run to judge by
     "Time that the runs of a list still take, at the pace of those that ended since then"
     rows = load_results(outputs)
     own = rows[rows["id"].isin([c.id for c in todo])]
-    new = lambda c: model_file(c, outputs).is_file() and (f := outputs_dir(outputs)/"runs"/f"{c.id}.json").is_file() and f.stat().st_mtime >= since
+    new = lambda c: model_file(c, outputs).is_file() and (f := row_file(c.id, outputs)).is_file() and f.stat().st_mtime >= since
     left = [c for c in todo if is_open(c, outputs)]
     cost = dict(zip(todo, estimate(todo, own if len(own) > 7 else rows)))
     done = sum(cost[c] for c in todo if new(c))
@@ -401,12 +401,16 @@ def forecast(todo:list, outputs=None) -> str:
 # %% ../nbs/15_grid.ipynb #a1e4877d
 class GridFailed(RuntimeError): "Some runs of a grid were not made; the message lists them"
 
-# %% ../nbs/15_grid.ipynb #6e69d452
+# %% ../nbs/15_grid.ipynb #8001364b
+def _ready(cfg, outputs):
+    "Is the row there of what a run needs?"
+    return all(read_row(n.id, outputs) for n in needs(cfg))
+
 def _work(todo, outputs, say, tell, begin=lambda cfg: None, **options):
     "Make what is ready and nobody else makes, until nothing is left"
     while left := [c for c in todo if is_open(c, outputs)]:
         for cfg in left:
-            if not all(read_row(n.id, outputs) for n in needs(cfg)): continue
+            if not _ready(cfg, outputs): continue
             begin(cfg)
             if attempt(cfg, outputs, say, **options) != "held": tell(cfg); break
         else: time.sleep(1) # others are at work on what is left
@@ -488,14 +492,14 @@ def _engage(engine, workers, todo, out, say, options):
         elif workers > 1: _workers(int(workers), todo, out, line, tell, **options)
         else: _work(todo, out, inside, tell, **options)
 
-# %% ../nbs/15_grid.ipynb #d4007520
+# %% ../nbs/15_grid.ipynb #13ddfdef
 def _problems(todo, out, dry_run=False) -> str: # empty when all is well
     "The runs that were not made, and why"
     table = status(todo, out)
     lost = table[~table["state"].isin(["done", "waiting", "running"] if dry_run else ["done"])]
     if lost.empty: return ""
     why = lambda r: f"{r.error} ({shown(failure_file(r.id, out))})" if r.state == "failed" else "what it needs failed" if r.state == "blocked" else "nobody is left to make it"
-    lines = [f"  {r.family} {r.size} {r.task} {r.methods or 'none'} seed {r.seed}: {why(r)}" for r in lost.itertuples()]
+    lines = [f"  {label(todo[r.Index])}: {why(r)}" for r in lost.itertuples()]
     return "\n".join([f"{len(lost)} of {len(todo)} runs were not made; retry_failed=True tries failed ones again:", *lines])
 
 # %% ../nbs/15_grid.ipynb #0f0ce4da

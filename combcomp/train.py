@@ -62,7 +62,11 @@ def tracking(
     if report_to not in get_available_reporting_integrations(): raise ImportError(f"report_to={report_to!r}: that tracker is not installed; pip install {report_to}")
     return dict(report_to=[report_to], run_name=name, logging_strategy="steps", logging_steps=10)
 
-# %% ../nbs/09_train.ipynb #1decb719
+# %% ../nbs/09_train.ipynb #acb9aa46
+def _tensors(model):
+    "An attached model's state, for a safetensors file"
+    return {k: v.contiguous() for k, v in model.state_dict().items()}
+
 class Composed(Trainer):
     "A Trainer whose loss goes through a list of methods"
     methods = ()
@@ -75,7 +79,7 @@ class Composed(Trainer):
     def _save(self, output_dir=None, state_dict=None):
         "The weights of a checkpoint, as they are in the attached model, and nothing that needs pickle"
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in self.model.state_dict().items()}, f"{output_dir}/model.safetensors")
+        save_file(_tensors(self.model), f"{output_dir}/model.safetensors")
 
 # %% ../nbs/09_train.ipynb #103e1e1f
 class Clock(TrainerCallback):
@@ -175,13 +179,12 @@ def attach(model, methods): # the methods
     for m in methods: m.attach(model)
     return methods
 
-# %% ../nbs/09_train.ipynb #2490794d
+# %% ../nbs/09_train.ipynb #bb761f33
 def keep_stages(
     model, totals:list, # of `fit`, one for each finished stage
     path): # a safetensors file
     "Write down a model with its methods attached, between two stages"
-    tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
-    atomically(path, lambda p: save_file(tensors, p, metadata=dict(totals=json.dumps(totals))))
+    atomically(path, lambda p: save_file(_tensors(model), p, metadata=dict(totals=json.dumps(totals))))
 
 # %% ../nbs/09_train.ipynb #7a405a7d
 def resume_stages(

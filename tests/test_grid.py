@@ -8,7 +8,7 @@ import pandas as pd, pytest
 from combcomp import Run
 from combcomp.grid import GridFailed, _work, grid, hush, run, runs, status
 from combcomp.plan import estimate, finished, ordered, remaining
-from combcomp.results import load_results, read_failure, read_row
+from combcomp.results import read_failure, read_row
 from test_training import lay, tiny
 
 QUIET = lambda *args, **kwargs: None
@@ -39,8 +39,7 @@ def contents(folder):
     "All that a grid leaves and that does not depend on the clock"
     volatile = {"started", "seconds", "train_seconds", "examples_per_second"}
     rows = {c.id: {k: v for k, v in read_row(c.id, folder).items() if k not in volatile} for c in ordered(TODO)}
-    files = {p.name: p.read_bytes() for kind in ("models", "predictions") for p in (Path(folder)/kind).iterdir()}
-    return rows, {k: v for k, v in files.items()}
+    return rows, {p.name: p.read_bytes() for kind in ("models", "predictions") for p in (Path(folder)/kind).iterdir()}
 
 
 @pytest.fixture(scope="module")
