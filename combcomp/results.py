@@ -100,7 +100,7 @@ def read_failure(id:str, outputs=None) -> dict|None: # None if it did not fail
     try: return json.loads(failure_file(id, outputs).read_text())
     except (OSError, ValueError): return None
 
-# %% ../nbs/14_results.ipynb #b7dd534c
+# %% ../nbs/14_results.ipynb #b17d77fb
 def save_predictions(
     id:str,
     logits, # (examples, outputs)
@@ -114,9 +114,14 @@ def save_predictions(
     atomically(outputs_dir(outputs)/"predictions"/f"{id}.npz", write)
 
 def load_predictions(id:str, outputs=None): # (predicted, labels)
-    "The predictions of a run, and the labels they should have been"
+    "The predictions of a run and the labels they should have been, its own or released; FileNotFoundError if there are none"
     import numpy as np
-    with np.load(outputs_dir(outputs)/"predictions"/f"{id}.npz", allow_pickle=False) as z: return z["predicted"], z["labels"]
+    own, released = (outputs_dir(outputs)/p for p in (f"predictions/{id}.npz", "predictions.npz"))
+    if not own.is_file() and not released.is_file(): raise FileNotFoundError(f"no predictions of run {id}: neither {shown(own)} nor {shown(released)} is there")
+    with np.load(own if own.is_file() else released, allow_pickle=False) as z:
+        if own.is_file(): return z["predicted"], z["labels"]
+        if id not in z: raise FileNotFoundError(f"no predictions of run {id}: neither as {shown(own)} nor in {shown(released)}")
+        return z[id], z["labels/" + str(z["task/" + id])]
 
 # %% ../nbs/14_results.ipynb #36a52586
 def load_results(
@@ -139,13 +144,25 @@ def _released(path):
     words = ["methods", "teacher", "commit"]
     return pd.read_csv(path, dtype={"id": str, **dict.fromkeys(words, str)}).fillna(dict.fromkeys(words, ""))
 
-# %% ../nbs/14_results.ipynb #0c355a36
+# %% ../nbs/14_results.ipynb #2c1fdabd
 def release(outputs=None) -> Path: # outputs/results.csv
-    "Publish the rows of a folder as one table"
+    "Publish the rows of a folder as one table, and their predictions as one file"
     path = outputs_dir(outputs)/"results.csv"
     table = load_results(outputs)
+    atomically(path.with_name("predictions.npz"), lambda p: _write_predictions(p, table, outputs))
     atomically(path, lambda p: table.to_csv(p, index=False, lineterminator="\n"))
     return path
+
+def _write_predictions(path, table, outputs):
+    "Predictions by id, the name of its task with each, labels by task; ValueError if two runs of a task have other labels"
+    import numpy as np
+    arrays = {}
+    for id, task in zip(table["id"], table["task"]):
+        try: arrays[id], labels = load_predictions(id, outputs)
+        except FileNotFoundError: continue
+        arrays["task/" + id] = np.array(task)
+        if not np.array_equal(arrays.setdefault(f"labels/{task}", labels), labels): raise ValueError(f"run {id} was evaluated on other labels than the other runs of {task}")
+    with open(path, "wb") as f: np.savez_compressed(f, **arrays)
 
 # %% ../nbs/14_results.ipynb #cb87863e
 def balanced(
@@ -156,14 +173,18 @@ def balanced(
     wanted = table.groupby(place)["methods"].transform("nunique")
     return table[table.groupby([*place, "seed"])["methods"].transform("nunique") == wanted]
 
-# %% ../nbs/14_results.ipynb #46fff8e3
+# %% ../nbs/14_results.ipynb #7e732679
 def comparable(
     table, # a DataFrame of rows
     family:str="minilm", tasks=("supersense",), # names, as in `Run`
-): # rows of the eight subsets
-    "Rows of the eight subsets with default training on whole training sets, balanced over seeds"
-    usual = table["methods"].isin(SUBSETS) & table["limit"].isna() & (table["epochs"] == Run().epochs)
-    return balanced(table[(table["family"] == family) & table["task"].isin(tasks) & usual])
+    methods=SUBSETS, # canonical combinations
+    **training, # fields of `Run` that differ from its defaults
+): # rows of those combinations
+    "Rows of some combinations under one training, whole training sets unless another is named, balanced over seeds"
+    wanted = asdict(Run(**training))
+    same = lambda k: table[k].isna() if wanted[k] is None else table[k] == wanted[k]
+    usual = table["methods"].isin(methods) & (table["family"] == family) & same("limit") & same("epochs") & same("batch_size") & same("lr") & same("max_length")
+    return balanced(table[table["task"].isin(tasks) & usual])
 
 # %% ../nbs/14_results.ipynb #769838e9
 COLUMNS = dict(score=8, mb_paper=10, mb_packed=10, mb_file=10, mb_onnx=10, train_seconds=11) # widths
