@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DATA', 'READING', 'KEYS', 'TRAINING', 'AGGREGATES', 'PAIRS', 'KINDS', 'LIMITS', 'paper_table1', 'paper_figure1',
-           'combination', 'points', 'mean_curve', 'front', 'smallest', 'told', 'max_reduction', 'interval', 'contrasts',
+           'combination', 'points', 'mean_curve', 'front', 'smallest', 'told', 'interval', 'max_reduction', 'contrasts',
            'interactions', 'drivers', 'replicate', 'paper_draws', 'averages', 'improvement', 'recommend']
 
 # %% ../nbs/16_stats.ipynb #269506f4
@@ -128,11 +128,12 @@ def _reduced(p, scores, tolerance, interpolate):
     if not rows: raise ValueError("no uncompressed run (methods '') in the table: there is nothing to hold the others against")
     return pd.DataFrame(rows), np.stack(low, 1), np.stack(high, 1)
 
-# %% ../nbs/16_stats.ipynb #403cad0d
+# %% ../nbs/16_stats.ipynb #2d7e2b1b
 def _end(low, high):
     "Reductions at the end of the curve"
     return np.where(np.isinf(high), low, np.where(low == 0, high, low))
 
+# %% ../nbs/16_stats.ipynb #263c126b
 def _over_tasks(rows, low, high):
     "Means over tasks of the bounds and of what is read at the end; how many tasks are exact, and how many lie beyond either end"
     of, means = [], ([], [], [])
@@ -144,7 +145,7 @@ def _over_tasks(rows, low, high):
         of.append(dict(family=family, task="tasks", size=size, mb=g["mb"].mean(), combination=combo, seeds=g["seeds"].min(), tasks=len(g), exact=len(g) - below - never, beyond=below, never=never, iqm=middle))
     return pd.DataFrame(of), *(np.stack(m, 1) for m in means)
 
-# %% ../nbs/16_stats.ipynb #6acb2823
+# %% ../nbs/16_stats.ipynb #6dd3c9a9
 AGGREGATES = ("tasks", "curve", "each")
 
 def _bounds(results, tolerance, size, aggregate, interpolate, draws=None):
@@ -159,6 +160,7 @@ def _bounds(results, tolerance, size, aggregate, interpolate, draws=None):
     below, never = np.isinf(high[0]), low[0] == 0
     return rows.assign(tasks=1 if aggregate == "each" else results["task"].nunique() if "task" in results else 1, exact=(~below & ~never).astype(int), beyond=below.astype(int), never=never.astype(int), iqm=_end(low, high)[0]), low, high, _end(low, high)
 
+# %% ../nbs/16_stats.ipynb #16f869ec
 def _aligned(draws, p):
     "The draws (draws, points) of these points; ValueError if some have none"
     wanted = pd.MultiIndex.from_frame(p[KEYS])
@@ -173,7 +175,16 @@ def told(
     "A reduction as a table shows it"
     return "-" if never or not low > 0 else f">{low:.1f}" if np.isinf(high) else f"{low:.1f}"
 
-# %% ../nbs/16_stats.ipynb #1fea2c10
+# %% ../nbs/16_stats.ipynb #9984f7d3
+def interval(
+    draws, # (draws, ...), infinite where unbounded
+    level:float=0.95,
+): # lower, upper (...)
+    "Percentile interval; an end at infinity stays there"
+    tail = (1 - level)/2
+    return np.quantile(draws, tail, axis=0, method="lower"), np.quantile(draws, 1 - tail, axis=0, method="higher")
+
+# %% ../nbs/16_stats.ipynb #15ea0e92
 def max_reduction(
     results, # a table of rows
     tolerance:float=0.5, # points of score that may be lost, 0 or more
@@ -195,15 +206,7 @@ def max_reduction(
     (lower, _), (_, upper), (a, b) = (interval(v[1:], level) for v in (low, high, end))
     return table.assign(lower=lower, upper=upper, end_lower=a, end_upper=b)
 
-def interval(
-    draws, # (draws, ...)
-    level:float=0.95,
-): # lower, upper (...)
-    "Percentile interval; an end at infinity stays there"
-    tail = (1 - level)/2
-    return np.quantile(draws, tail, axis=0, method="lower"), np.quantile(draws, 1 - tail, axis=0, method="higher")
-
-# %% ../nbs/16_stats.ipynb #3ef215f0
+# %% ../nbs/16_stats.ipynb #926e55b1
 PAIRS = {"kd x mp": ("kd", "mp"), "kd x qat": ("kd", "qat"), "mp x qat": ("mp", "qat"), "kd x mp x qat": ("kd", "mp", "qat")}
 KINDS = ("product", "once", "factorial")
 
@@ -215,6 +218,7 @@ def contrasts(
     if kind == "factorial": return {" x ".join(s.split(",")): _factorial(s) for s in SUBSETS if s}
     return {name: {",".join(parts): 1.0, **dict.fromkeys(parts, -1.0), **({"": len(parts) - 1.0} if kind == "once" else {})} for name, parts in PAIRS.items()}
 
+# %% ../nbs/16_stats.ipynb #f9270196
 def _factorial(effect):
     "Exponents of one effect of a 2^3 design: a difference of differences, averaged over the methods that are not in it"
     inside = {*effect.split(",")}
@@ -305,7 +309,7 @@ def _residuals(actual, drawn, cell):
     away = away[cells.groupby(cell).transform("size").to_numpy() > 1]
     return away*np.sqrt(of_training/max((away**2).mean(), 1e-12)), free
 
-# %% ../nbs/16_stats.ipynb #2ebf0f7d
+# %% ../nbs/16_stats.ipynb #b2352f74
 def replicate(
     results, # rows whose predictions are in outputs
     outputs=None, # folder; None is the project's
@@ -323,11 +327,12 @@ def replicate(
         pools[family, task] = _residuals(rows["score"].to_numpy(float), drawn[family, task], rows.groupby(KEYS).ngroup().to_numpy())
     return pd.concat([_noisy(rows, drawn[key], *(pools[key] if pools[key][1] else _borrowed(pools, key[0])), _rng(seed, *key)) for key, rows in table.groupby(["family", "task"])])
 
+# %% ../nbs/16_stats.ipynb #10d19ac7
 def _rng(seed, *words):
     "Random numbers that depend on the seed and on what they are for"
     return np.random.default_rng([seed, zlib.crc32(" ".join(words).encode())])
 
-# %% ../nbs/16_stats.ipynb #eb467595
+# %% ../nbs/16_stats.ipynb #69c78096
 def _task_draws(rows, task, predictions, n, rng):
     "Scores (runs, draws) of one task; ValueError if its runs were evaluated on different labels"
     found = [predictions(id) for id in rows["id"]]
@@ -336,6 +341,7 @@ def _task_draws(rows, task, predictions, n, rng):
     counts = rng.multinomial(len(labels), np.full(len(labels), 1/len(labels)), size=n).T.astype(np.float32)
     return _run_scores(task, np.stack([p for p, _ in found]), labels, counts)
 
+# %% ../nbs/16_stats.ipynb #a6af19f5
 def _borrowed(pools, family):
     "The pools of the other tasks of a family, joined"
     mine = [v for (f, _), v in pools.items() if f == family]
@@ -388,6 +394,69 @@ def improvement(
     lower, upper = interval(wins, level)
     return dict(probability=wins.mean(), lower=lower, upper=upper, cells=len(shared))
 
+# %% ../nbs/16_stats.ipynb #ce7ee7a4
+def _budget(**limits):
+    "The limits that were given; ValueError for none, and for what is no number above 0"
+    wanted = {k: v for k, v in limits.items() if v is not None}
+    if not wanted: raise ValueError("recommend: give megabytes=, milliseconds= or score=, or several of them")
+    for k, v in wanted.items():
+        if isinstance(v, bool) or not isinstance(v, (int, float, np.number)) or not 0 < v < np.inf: raise ValueError(f"recommend: {k} {v!r} is no number above 0")
+    return wanted
+
+# %% ../nbs/16_stats.ipynb #320fafe4
+def _draws_if_any(results, outputs):
+    "Draws, or None where a run has no predictions"
+    try: return replicate(results, outputs) if "id" in results else None
+    except FileNotFoundError: return None
+
+# %% ../nbs/16_stats.ipynb #9ca99f8b
+def _candidates(results, size, latency, draws):
+    "What may be shipped, with its scores (draws, candidates), the measured ones first"
+    p = points(results, size)
+    scores = p["score"].to_numpy()[None] if draws is None else np.vstack([p["score"], _aligned(draws, p)])
+    curve, scores = mean_curve(p, scores)
+    if not len(curve): raise ValueError("recommend: no configuration has a score on every task of the table")
+    lower, upper = interval(scores[1:]) if len(scores) > 1 else (np.full(len(curve), np.nan),)*2
+    table = curve.rename(columns=dict(mb="megabytes"))[["family", "size", "methods", "score", "megabytes", "seeds"]].assign(lower=lower, upper=upper, tasks=p["task"].nunique())
+    if latency is None: return table, scores
+    if latency not in results or results[latency].isna().all(): raise ValueError(f"recommend: no row has {latency}; run with measure=file,speed, or name another by latency=")
+    timed = results.groupby(["family", "size", "methods"])[latency].mean().reindex(pd.MultiIndex.from_frame(table[["family", "size", "methods"]]))
+    return table.assign(milliseconds=timed.to_numpy()), scores
+
+# %% ../nbs/16_stats.ipynb #167273f6
+def _no_fit(table, wanted):
+    "What is nearest to a budget that nothing fits"
+    away = sum(np.maximum(0, np.log(v/table[k]) if k == "score" else np.log(table[k]/v)) for k, v in wanted.items())
+    r = table.loc[away.idxmin()] if away.notna().any() else table.iloc[0]
+    asked, has = ", ".join(f"{k} {LIMITS[k]} {v:g}" for k, v in wanted.items()), ", ".join(f"{k} {r[k]:.4g}" for k in {**wanted, "score": 0})
+    return f"no run fits {asked}; the nearest of {len(table)} is {r['size']} {r['methods'] or 'none'}: {has}"
+
+# %% ../nbs/16_stats.ipynb #9e1abc6b
+def _ranked(table, scores, fits, wanted):
+    "What fits, best first, each with why it stands there"
+    costs = ["megabytes"] + ["milliseconds"]*("milliseconds" in wanted)
+    order = ["megabytes", "score"] if "score" in wanted else ["score", "megabytes"]
+    kept = table[fits].sort_values(order, ascending=[k != "score" for k in order])
+    kept = kept.assign(best=_first(kept, scores[1:], wanted) if len(scores) > 1 else np.nan)
+    return kept.assign(why=[_why(r, kept, costs, i) for i, (_, r) in enumerate(kept.iterrows())]).reset_index(drop=True)
+
+# %% ../nbs/16_stats.ipynb #f74a5f03
+def _first(kept, draws, wanted):
+    "Share of draws in which each would come first: the best score or, where a score is asked, the smallest that reaches it"
+    mine = draws[:, kept.index]
+    value = np.where(mine >= wanted["score"], -kept["megabytes"].to_numpy(), -np.inf) if "score" in wanted else mine
+    first = (value == value.max(1, keepdims=True)) & (value > -np.inf)
+    return (first/np.maximum(first.sum(1, keepdims=True), 1)).mean(0)
+
+# %% ../nbs/16_stats.ipynb #9675587f
+def _why(r, kept, costs, place):
+    "Best, dominated by what, or neither"
+    if place == 0: return "first"
+    beats = kept[(kept["score"] >= r["score"]) & np.logical_and.reduce([kept[c] <= r[c] for c in costs])].drop(index=r.name)
+    if not len(beats): return "on the front: trades score for size"
+    b = beats.iloc[0]
+    return f"dominated by {b['size']} {b['methods'] or 'none'}: {b['score'] - r['score']:+.1f} points, {b['megabytes'] - r['megabytes']:+.1f} MB"
+
 # %% ../nbs/16_stats.ipynb #38a2b3fb
 LIMITS = dict(megabytes="at most", milliseconds="at most", score="at least")
 
@@ -410,62 +479,3 @@ def recommend(
     fits = np.logical_and.reduce([table[k] >= v if k == "score" else table[k] <= v for k, v in wanted.items()])
     if not fits.any(): warnings.warn(nearest := _no_fit(table, wanted), stacklevel=2); table.attrs["why"] = nearest; return table[fits].assign(best=[], why=[])
     return _ranked(table, scores, fits, wanted)
-
-# %% ../nbs/16_stats.ipynb #d8f16a0d
-def _budget(**limits):
-    "The limits that were given; ValueError for none, and for what is no number above 0"
-    wanted = {k: v for k, v in limits.items() if v is not None}
-    if not wanted: raise ValueError("recommend: give megabytes=, milliseconds= or score=, or several of them")
-    for k, v in wanted.items():
-        if isinstance(v, bool) or not isinstance(v, (int, float, np.number)) or not 0 < v < np.inf: raise ValueError(f"recommend: {k} {v!r} is no number above 0")
-    return wanted
-
-def _draws_if_any(results, outputs):
-    "Draws, or None where a run has no predictions"
-    try: return replicate(results, outputs) if "id" in results else None
-    except FileNotFoundError: return None
-
-# %% ../nbs/16_stats.ipynb #7263aee1
-def _candidates(results, size, latency, draws):
-    "What may be shipped, with its scores (draws, candidates), the measured ones first"
-    p = points(results, size)
-    scores = p["score"].to_numpy()[None] if draws is None else np.vstack([p["score"], _aligned(draws, p)])
-    curve, scores = mean_curve(p, scores)
-    if not len(curve): raise ValueError("recommend: no configuration has a score on every task of the table")
-    lower, upper = interval(scores[1:]) if len(scores) > 1 else (np.full(len(curve), np.nan),)*2
-    table = curve.rename(columns=dict(mb="megabytes"))[["family", "size", "methods", "score", "megabytes", "seeds"]].assign(lower=lower, upper=upper, tasks=p["task"].nunique())
-    if latency is None: return table, scores
-    if latency not in results or results[latency].isna().all(): raise ValueError(f"recommend: no row has {latency}; run with measure=file,speed, or name another by latency=")
-    timed = results.groupby(["family", "size", "methods"])[latency].mean().reindex(pd.MultiIndex.from_frame(table[["family", "size", "methods"]]))
-    return table.assign(milliseconds=timed.to_numpy()), scores
-
-def _no_fit(table, wanted):
-    "What is nearest to a budget that nothing fits"
-    away = sum(np.maximum(0, np.log(v/table[k]) if k == "score" else np.log(table[k]/v)) for k, v in wanted.items())
-    r = table.loc[away.idxmin()] if away.notna().any() else table.iloc[0]
-    asked, has = ", ".join(f"{k} {LIMITS[k]} {v:g}" for k, v in wanted.items()), ", ".join(f"{k} {r[k]:.4g}" for k in {**wanted, "score": 0})
-    return f"no run fits {asked}; the nearest of {len(table)} is {r['size']} {r['methods'] or 'none'}: {has}"
-
-# %% ../nbs/16_stats.ipynb #4c4980bb
-def _ranked(table, scores, fits, wanted):
-    "What fits, best first, each with why it stands there"
-    costs = ["megabytes"] + ["milliseconds"]*("milliseconds" in wanted)
-    order = ["megabytes", "score"] if "score" in wanted else ["score", "megabytes"]
-    kept = table[fits].sort_values(order, ascending=[k != "score" for k in order])
-    kept = kept.assign(best=_first(kept, scores[1:], wanted) if len(scores) > 1 else np.nan)
-    return kept.assign(why=[_why(r, kept, costs, i) for i, (_, r) in enumerate(kept.iterrows())]).reset_index(drop=True)
-
-def _first(kept, draws, wanted):
-    "Share of draws in which each would come first: the best score or, where a score is asked, the smallest that reaches it"
-    mine = draws[:, kept.index]
-    value = np.where(mine >= wanted["score"], -kept["megabytes"].to_numpy(), -np.inf) if "score" in wanted else mine
-    first = (value == value.max(1, keepdims=True)) & (value > -np.inf)
-    return (first/np.maximum(first.sum(1, keepdims=True), 1)).mean(0)
-
-def _why(r, kept, costs, place):
-    "Best, dominated by what, or neither"
-    if place == 0: return "first"
-    beats = kept[(kept["score"] >= r["score"]) & np.logical_and.reduce([kept[c] <= r[c] for c in costs])].drop(index=r.name)
-    if not len(beats): return "on the front: trades score for size"
-    b = beats.iloc[0]
-    return f"dominated by {b['size']} {b['methods'] or 'none'}: {b['score'] - r['score']:+.1f} points, {b['megabytes'] - r['megabytes']:+.1f} MB"
