@@ -28,7 +28,7 @@ def base(methods:str) -> str: # one of the eight subsets
     names = {*re.findall(r"[a-z]+", re.sub(r"\([^)]*\)", "", methods))}
     return canonical(",".join(sorted("qat" if n == "ptq" else n for n in names)))
 
-# %% ../nbs/17_plots.ipynb #333f0a88
+# %% ../nbs/17_plots.ipynb #3e4ba1f0
 def score_size(
     results, # a DataFrame of rows of one family
     size:str="mb_file", # which of the sizes, or of the latencies
@@ -42,6 +42,7 @@ def score_size(
     for _, r in table[table["methods"] == ""].iterrows(): ax.annotate(r["size"], (r["mb"], r["mean"]), xytext=(0, 8), textcoords="offset points", ha="center", fontweight="bold", path_effects=HALO)
     return _size_axis(ax, size)
 
+# %% ../nbs/17_plots.ipynb #1edf5075
 def _curve(ax, combination, rows):
     "One combination: markers, bars if there are intervals, and the line of its front"
     style = dict(color=COLOURS[base(combination)], zorder=2 + (combination == ""))
@@ -79,7 +80,7 @@ def small_multiples(
     (axes.flat[len(tasks)] if len(tasks) > 1 else fig).legend(handles, labels, title="methods", loc="center" if len(tasks) > 1 else "outside right")
     return fig
 
-# %% ../nbs/17_plots.ipynb #4f740c33
+# %% ../nbs/17_plots.ipynb #cd311df8
 def reduction_map(
     table, # of `max_reduction`
     other=None, # a DataFrame with size, methods and max_reduction to show in small
@@ -94,6 +95,7 @@ def reduction_map(
     ax.set_xticks([i + 0.5 for i in range(len(sizes))], sizes); ax.tick_params(length=0); ax.grid(False); ax.spines[:].set_visible(False)
     return ax
 
+# %% ../nbs/17_plots.ipynb #20e0c542
 def _map_cell(ax, x, y, r, beside):
     "One cell: its number on a shade, hatched if it is a bound"
     shade = np.clip(np.log2(r["end"])/4.5, 0, 1)

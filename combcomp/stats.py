@@ -309,29 +309,6 @@ def _residuals(actual, drawn, cell):
     away = away[cells.groupby(cell).transform("size").to_numpy() > 1]
     return away*np.sqrt(of_training/max((away**2).mean(), 1e-12)), free
 
-# %% ../nbs/16_stats.ipynb #b2352f74
-def replicate(
-    results, # rows whose predictions are in outputs
-    outputs=None, # folder; None is the project's
-    n:int=1000, # draws
-    seed:int=0, # of the draws
-    predictions=None, # function of an id to (predicted, labels); None reads outputs
-): # a DataFrame of scores: one row per family, task, size and methods, one column per draw
-    "Scores as they might have been: validation examples and training seeds drawn again, stratified by task"
-    table = _usable(results.assign(_mb=1.0), "_mb").sort_values([*KEYS, "seed"], ignore_index=True) # draws do not depend on the order of rows
-    if n < 2: raise ValueError(f"n {n} draws make no interval")
-    predictions = predictions or (lambda id: load_predictions(id, outputs))
-    drawn, pools = {}, {}
-    for (family, task), rows in table.groupby(["family", "task"]):
-        drawn[family, task] = _task_draws(rows, task, predictions, n, _rng(seed, "examples", task))
-        pools[family, task] = _residuals(rows["score"].to_numpy(float), drawn[family, task], rows.groupby(KEYS).ngroup().to_numpy())
-    return pd.concat([_noisy(rows, drawn[key], *(pools[key] if pools[key][1] else _borrowed(pools, key[0])), _rng(seed, *key)) for key, rows in table.groupby(["family", "task"])])
-
-# %% ../nbs/16_stats.ipynb #10d19ac7
-def _rng(seed, *words):
-    "Random numbers that depend on the seed and on what they are for"
-    return np.random.default_rng([seed, zlib.crc32(" ".join(words).encode())])
-
 # %% ../nbs/16_stats.ipynb #69c78096
 def _task_draws(rows, task, predictions, n, rng):
     "Scores (runs, draws) of one task; ValueError if its runs were evaluated on different labels"
@@ -354,6 +331,29 @@ def _noisy(rows, drawn, pool, free, rng):
     if not free: return means
     scale = np.sqrt(free/rng.chisquare(free, means.shape[1]))
     return means + scale*np.stack([rng.choice(pool, (means.shape[1], k)).mean(1) for k in seeds.loc[means.index]])
+
+# %% ../nbs/16_stats.ipynb #b2352f74
+def replicate(
+    results, # rows whose predictions are in outputs
+    outputs=None, # folder; None is the project's
+    n:int=1000, # draws
+    seed:int=0, # of the draws
+    predictions=None, # function of an id to (predicted, labels); None reads outputs
+): # a DataFrame of scores: one row per family, task, size and methods, one column per draw
+    "Scores as they might have been: validation examples and training seeds drawn again, stratified by task"
+    table = _usable(results.assign(_mb=1.0), "_mb").sort_values([*KEYS, "seed"], ignore_index=True) # draws do not depend on the order of rows
+    if n < 2: raise ValueError(f"n {n} draws make no interval")
+    predictions = predictions or (lambda id: load_predictions(id, outputs))
+    drawn, pools = {}, {}
+    for (family, task), rows in table.groupby(["family", "task"]):
+        drawn[family, task] = _task_draws(rows, task, predictions, n, _rng(seed, "examples", task))
+        pools[family, task] = _residuals(rows["score"].to_numpy(float), drawn[family, task], rows.groupby(KEYS).ngroup().to_numpy())
+    return pd.concat([_noisy(rows, drawn[key], *(pools[key] if pools[key][1] else _borrowed(pools, key[0])), _rng(seed, *key)) for key, rows in table.groupby(["family", "task"])])
+
+# %% ../nbs/16_stats.ipynb #10d19ac7
+def _rng(seed, *words):
+    "Random numbers that depend on the seed and on what they are for"
+    return np.random.default_rng([seed, zlib.crc32(" ".join(words).encode())])
 
 # %% ../nbs/16_stats.ipynb #f54f6dd1
 def paper_draws(n:int=1000, seed:int=0): # a DataFrame like that of `replicate`
