@@ -12,7 +12,7 @@ from pathlib import Path
 # %% auto #0
 __all__ = ['GLUE', 'WORDNET', 'FAMILIES', 'METHODS', 'SUBSETS', 'SCHEMA', 'LEASE', 'reject', 'number', 'checked', 'KD', 'MP',
            'QAT', 'PTQ', 'method_name', 'parse', 'canonical', 'Run', 'teacher_run', 'root', 'outputs_dir', 'shown',
-           'atomically', 'lease', 'parameters']
+           'atomically', 'lease', 'names', 'limits_of', 'parameters']
 
 # %% ../nbs/01_config.ipynb #29d50fad
 if os.environ.get("IN_TEST"): os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -275,6 +275,25 @@ def _lease(path):
     "One object for each path, since it counts the seconds between two looks"
     from filelock import SoftFileLease
     return SoftFileLease(path, lease_duration=LEASE)
+
+# %% ../nbs/01_config.ipynb #97be0f63
+def names(
+    text:str, # with commas; `all` is every one
+    every, # all that there are
+) -> list: # of strings
+    "Names separated by commas"
+    return [*every] if text == "all" else [t.strip() for t in str(text).split(",") if t.strip()]
+
+def limits_of(
+    limits, # a number, or for each task: wic=1000,accept=500; "" or None is all
+    tasks, # names
+) -> dict: # task -> number; tasks that are not there take all
+    "Training examples of each task; ValueError for what names no number or no task"
+    parts = [p.split("=") for p in names(limits or "", [])]
+    if len(parts) == 1 and len(parts[0]) == 1 and parts[0][0].isdigit(): return dict.fromkeys(tasks, int(parts[0][0]))
+    for p in parts:
+        if len(p) != 2 or p[0] not in tasks or not p[1].isdigit(): reject("study", "limits", limits, f"a number, or task=number of {', '.join(tasks)}")
+    return {t: int(n) for t, n in parts}
 
 # %% ../nbs/01_config.ipynb #b0c60fd8
 def parameters(

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'SUITES', 'ENGINES', 'model_file', 'find_teacher', 'training_set', 'evaluate', 'label', 'unfinished',
-           'Superseded', 'measured', 'made', 'claimed', 'run', 'runs', 'names', 'study', 'state', 'is_open', 'status',
-           'attempt', 'progress_line', 'time_left', 'calm', 'forecast', 'GridFailed', 'hush', 'grid']
+           'Superseded', 'measured', 'made', 'claimed', 'run', 'runs', 'study', 'state', 'is_open', 'status', 'attempt',
+           'progress_line', 'time_left', 'calm', 'forecast', 'GridFailed', 'hush', 'grid']
 
-# %% ../nbs/15_grid.ipynb #b0c4aea3
+# %% ../nbs/15_grid.ipynb #1271e05c
 import gc, hashlib, itertools, json, os, queue, shutil, subprocess, sys, tempfile, threading, time
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
 
-from .config import FAMILIES, GLUE, LEASE, SUBSETS, WORDNET, KD, Run, lease, number, outputs_dir, parse, reject, shown, teacher_run
+from .config import FAMILIES, GLUE, LEASE, SUBSETS, WORDNET, KD, Run, lease, limits_of, names, number, outputs_dir, parse, reject, shown, teacher_run
 from .distill import check_order, check_teacher, load_teacher, taught
 from .models import learning_rate, load_model, load_tokenizer, predict, source
 from .pack import other_sizes, pack, unpack
@@ -266,12 +266,8 @@ def runs(
     product = itertools.product(tasks, seeds, sizes, methods)
     return [*dict.fromkeys(Run(family=family, size=s, task=t, methods=m, seed=seed, **kwargs) for t, seed, s, m in product)]
 
-# %% ../nbs/15_grid.ipynb #50603021
+# %% ../nbs/15_grid.ipynb #ea399800
 SUITES = dict(minilm=(("l6", "l4", "l2", "l1"), WORDNET), bert=(FAMILIES["bert"], GLUE)) # sizes, tasks
-
-def names(text, every) -> list: # of strings
-    "Names separated by commas; `all` is every one"
-    return [*every] if text == "all" else [t.strip() for t in str(text).split(",") if t.strip()]
 
 # %% ../nbs/15_grid.ipynb #b2838193
 def _numbers(name, text, kind) -> list: # of `kind`
@@ -279,16 +275,7 @@ def _numbers(name, text, kind) -> list: # of `kind`
     try: return [kind(v) for v in names(text, [])]
     except ValueError: reject("study", name, text, f"{kind.__name__}s with commas between them")
 
-# %% ../nbs/15_grid.ipynb #61f2e023
-def _limits(limits, tasks) -> dict: # task -> examples
-    "Training examples of each task"
-    parts = [p.split("=") for p in names(limits or "", [])]
-    if len(parts) == 1 and len(parts[0]) == 1 and parts[0][0].isdigit(): return dict.fromkeys(tasks, int(parts[0][0]))
-    for p in parts:
-        if len(p) != 2 or p[0] not in tasks or not p[1].isdigit(): reject("study", "limits", limits, f"a number, or task=number of {', '.join(tasks)}")
-    return {t: int(n) for t, n in parts}
-
-# %% ../nbs/15_grid.ipynb #8ac312d5
+# %% ../nbs/15_grid.ipynb #10dbc152
 def study(
     family:str="minilm",
     sizes:str="all", # of the family's suite, or some: l2,l1
@@ -306,7 +293,7 @@ def study(
     which = _numbers("seeds", seeds, int)
     seeds = which if len(which) > 1 else range(number("study", "seeds", which[0] if which else "", int, 1, 10**6))
     chosen = names(tasks, every[1])
-    most = _limits(limits, chosen)
+    most = limits_of(limits, chosen)
     return [r for t in chosen for r in runs(names(sizes, every[0]), [t], combinations, seeds, family, limit=most.get(t), **kwargs)]
 
 # %% ../nbs/15_grid.ipynb #79287bcc

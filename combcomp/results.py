@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'writable', 'surroundings', 'row_file', 'save_row', 'read_row', 'failure_file', 'save_failure',
            'read_failure', 'save_predictions', 'load_predictions', 'load_results', 'release', 'balanced', 'comparable',
-           'summary']
+           'markdown', 'save_table', 'summary']
 
 # %% ../nbs/14_results.ipynb #04435bfa
 import json, os, platform, subprocess, traceback, uuid
@@ -185,6 +185,32 @@ def comparable(
     same = lambda k: table[k].isna() if wanted[k] is None else table[k] == wanted[k]
     usual = table["methods"].isin(methods) & (table["family"] == family) & same("limit") & same("epochs") & same("batch_size") & same("lr") & same("max_length")
     return balanced(table[table["task"].isin(tasks) & usual])
+
+# %% ../nbs/14_results.ipynb #b04a1932
+def markdown(
+    table, # a DataFrame; its index is the first column
+) -> str: # lines
+    "A table as GitHub shows it; nothing for NaN"
+    flat = table.reset_index() if table.index.names != [None] else table
+    lines = [[" ".join(map(str, c)).strip() if isinstance(c, tuple) else str(c) for c in flat.columns], ["---"]*len(flat.columns), *([*map(_written, row)] for row in flat.itertuples(index=False))]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+def _written(value):
+    "A cell without what would end it"
+    return "" if value is None or value != value else f"{value:g}" if isinstance(value, float) else str(value).replace("|", "/").replace("\n", " ")
+
+# %% ../nbs/14_results.ipynb #77826734
+def save_table(
+    table, # a DataFrame
+    name:str, # without ending
+    folder, # usually <root>/outputs/tables
+): # the table
+    "Write a table as CSV, Markdown and LaTeX"
+    flat = table.reset_index() if table.index.names != [None] else table
+    flat.columns = [" ".join(map(str, c)).strip() if isinstance(c, tuple) else c for c in flat.columns]
+    texts = dict(csv=flat.to_csv(index=False, lineterminator="\n"), md=markdown(table) + "\n", tex=flat.to_latex(index=False, escape=True, na_rep="", float_format="%g"))
+    for ending, text in texts.items(): atomically(Path(folder)/f"{name}.{ending}", lambda p: Path(p).write_text(text, encoding="utf-8"))
+    return table
 
 # %% ../nbs/14_results.ipynb #769838e9
 COLUMNS = dict(score=8, mb_paper=10, mb_packed=10, mb_file=10, mb_onnx=10, train_seconds=11) # widths

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['DATA', 'READING', 'KEYS', 'TRAINING', 'AGGREGATES', 'PAIRS', 'KINDS', 'LIMITS', 'paper_table1', 'paper_figure1',
-           'combination', 'points', 'mean_curve', 'front', 'smallest', 'told', 'interval', 'max_reduction', 'contrasts',
-           'interactions', 'drivers', 'replicate', 'paper_draws', 'averages', 'improvement', 'recommend']
+           'combination', 'study_rows', 'points', 'mean_curve', 'front', 'smallest', 'told', 'interval',
+           'max_reduction', 'contrasts', 'interactions', 'drivers', 'replicate', 'paper_draws', 'averages',
+           'improvement', 'score_effect', 'recommend']
 
-# %% ../nbs/16_stats.ipynb #269506f4
+# %% ../nbs/16_stats.ipynb #b7613b1c
 import warnings, zlib
 from dataclasses import replace
 from functools import lru_cache
@@ -15,8 +16,8 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 
-from .config import MP, SUBSETS, canonical, parse
-from .results import load_predictions
+from .config import MP, SUBSETS, canonical, limits_of, names, parse
+from .results import comparable, load_predictions
 from .tasks import TASKS
 
 # %% ../nbs/16_stats.ipynb #6f64befe
@@ -40,6 +41,22 @@ def combination(
 ) -> str: # canonical
     "The combination to which a row belongs: its methods without the sparsity"
     return canonical(tuple(tuple(replace(s, sparsity=MP.sparsity) if isinstance(s, MP) else s for s in stage) for stage in parse(methods)))
+
+# %% ../nbs/16_stats.ipynb #1d45ee38
+def study_rows(
+    results, # a table of rows
+    family:str="minilm", tasks:str="all", # with commas; all are those that have such rows
+    limits="", # training examples: a number, or for each task: wic=1000,accept=500; "" is all
+    **training, # other fields of `Run` that differ from its defaults
+): # the rows of the eight subsets, balanced over seeds
+    "The rows of one study; ValueError that says how to make them if there are none"
+    every = [*dict.fromkeys(results["task"])]
+    most = limits_of(limits, every)
+    methods = {m for m in results["methods"] if combination(m) in SUBSETS}
+    found = pd.concat([comparable(results, family, [t], methods, limit=most.get(t), **training) for t in every] or [results])
+    if lost := {*names(tasks, [])} - {*found["task"]} if tasks != "all" else not len(found):
+        raise ValueError(f"no rows of {family} {', '.join(lost) if tasks != 'all' else 'at all'} with limits {limits or 'all'!r} {training or ''}: make them with `make grid`, or name a training that has rows")
+    return found[found["task"].isin(names(tasks, every))].reset_index(drop=True)
 
 # %% ../nbs/16_stats.ipynb #1038b1c6
 KEYS = ["family", "task", "size", "methods"]
@@ -206,14 +223,15 @@ def max_reduction(
     (lower, _), (_, upper), (a, b) = (interval(v[1:], level) for v in (low, high, end))
     return table.assign(lower=lower, upper=upper, end_lower=a, end_upper=b)
 
-# %% ../nbs/16_stats.ipynb #926e55b1
+# %% ../nbs/16_stats.ipynb #831ce71c
 PAIRS = {"kd x mp": ("kd", "mp"), "kd x qat": ("kd", "qat"), "mp x qat": ("mp", "qat"), "kd x mp x qat": ("kd", "mp", "qat")}
 KINDS = ("product", "once", "factorial")
 
 def contrasts(
-    kind:str="product", # product, once or factorial
+    kind="product", # product, once or factorial; or effects of one's own, as they are returned
 ) -> dict: # effect -> {combination: exponent of its reduction}
     "Each effect as a product of powers of reductions"
+    if isinstance(kind, dict): return kind
     if kind not in KINDS: raise ValueError(f"kind {kind!r} is none of {', '.join(KINDS)}")
     if kind == "factorial": return {" x ".join(s.split(",")): _factorial(s) for s in SUBSETS if s}
     return {name: {",".join(parts): 1.0, **dict.fromkeys(parts, -1.0), **({"": len(parts) - 1.0} if kind == "once" else {})} for name, parts in PAIRS.items()}
@@ -225,7 +243,7 @@ def _factorial(effect):
     sign = lambda s: (-1)**len(inside - {*s.split(",")})
     return {s: sign(s)/2**(3 - len(inside)) for s in SUBSETS}
 
-# %% ../nbs/16_stats.ipynb #e150b9ab
+# %% ../nbs/16_stats.ipynb #ff666134
 def _effects(rows, low, high, end, kind):
     "Effects with their bounds: rows, and logarithms (draws, rows) of low, high and end"
     of, logs = [], ([], [], [])
@@ -237,14 +255,14 @@ def _effects(rows, low, high, end, kind):
             total = lambda up, down: sum(w*(up if w > 0 else down)[:, at[s]] for s, w in weights.items())
             for kept, v in zip(logs, (total(L, H), total(H, L), total(E, E))): kept.append(v)
             exact = all((low[0, at[s]] == high[0, at[s]]) for s in weights)
-            of.append(dict(family=family, task=task, size=size, effect=effect, observed=end[0, at[effect.replace(" x ", ",")]], exact=exact))
+            of.append(dict(family=family, task=task, size=size, effect=effect, observed=end[0, at[whole]] if (whole := effect.replace(" x ", ",")) in at else np.nan, exact=exact))
     return pd.DataFrame(of, columns=["family", "task", "size", "effect", "observed", "exact"]), *(np.stack(v, 1) if v else np.empty((len(low), 0)) for v in logs)
 
-# %% ../nbs/16_stats.ipynb #11def3d6
+# %% ../nbs/16_stats.ipynb #9c71bf20
 def interactions(
     results, # a table of rows
     tolerance:float=0.5, size:str="mb_paper", aggregate:str="tasks", interpolate:bool=True, # as in `max_reduction`
-    kind:str="product", # product: over the product of the parts; once: with the tolerance counted once; factorial: 2^3 effects
+    kind="product", # product: over the product of the parts; once: with the tolerance counted once; factorial: 2^3 effects; or as `contrasts` returns
     draws=None, # `replicate(results)`, for intervals
     level:float=0.95, # of the intervals
 ): # a DataFrame, one row per architecture and effect, and one with size `all`: the geometric mean
@@ -393,6 +411,25 @@ def improvement(
     wins = ((a.loc[shared] > b.loc[shared]) + 0.5*(a.loc[shared] == b.loc[shared])).mean().to_numpy()
     lower, upper = interval(wins, level)
     return dict(probability=wins.mean(), lower=lower, upper=upper, cells=len(shared))
+
+# %% ../nbs/16_stats.ipynb #df1be288
+def score_effect(
+    results, # a table of rows
+    weights:dict, # combination -> weight
+    draws=None, # `replicate(results)`, for an interval
+    level:float=0.95,
+) -> dict: # effect (points), lower, upper, cells
+    "A weighted sum of scores, mean over the tasks, architectures and sparsities that have all of them"
+    p = points(results)
+    scores = p["score"].to_numpy()[None] if draws is None else np.vstack([p["score"], _aligned(draws, p)])
+    sums = []
+    for _, place in p.groupby(["family", "task", "size"]):
+        if not {*weights} <= {*place["combination"]}: continue
+        sums.append(sum(w*scores[:, place.index[place["combination"] == m]].mean(1) for m, w in weights.items()))
+    if not sums: raise ValueError(f"no task and architecture has all of {', '.join(m or 'none' for m in weights)}")
+    total = np.mean(sums, 0)
+    lower, upper = interval(total[1:], level) if draws is not None else (np.nan, np.nan)
+    return dict(effect=float(total[0]), lower=float(lower), upper=float(upper), cells=len(sums))
 
 # %% ../nbs/16_stats.ipynb #ce7ee7a4
 def _budget(**limits):
