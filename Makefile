@@ -18,7 +18,7 @@ typed = $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(v
 wrong = $(strip $(filter-out $(1) PYTHON VENV,$(typed)))
 given = $(foreach p,$(1),$(if $(filter command,$(firstword $(origin $(p)))),-p $(p) $(call quoted,$(p))))
 
-.PHONY: help venv run grid speed ablations test clean export readme notebook lab
+.PHONY: help venv run grid speed ablations results report test clean export readme notebook lab
 
 help: ## list the targets
 	@echo "make run methods=kd,mp,qat size=l1 task=accept seed=3    one run; parameters: methods $(PARAMETERS)"
@@ -59,8 +59,9 @@ test: $(READY) ## everything CI checks
 	@$(IN) python tests/check_sync.py clean
 	@echo "== 2/5 combcomp/ is what the notebooks export"
 	@$(IN) python tests/check_sync.py export
-	@echo "== 3/5 README.md is nbs/index.ipynb"
+	@echo "== 3/5 README.md is nbs/index.ipynb; figures and tables are what the committed rows give"
 	@$(IN) python tests/check_sync.py readme
+	@$(IN) OMP_NUM_THREADS=2 python tests/check_sync.py results
 	@echo "== 4/5 the notebooks run"
 	@$(IN) OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing
 	@echo "== 5/5 tests/"
@@ -72,6 +73,12 @@ clean: $(READY) ## strip notebooks of what does not belong into git (nbdev_clean
 
 export: $(READY) ## write combcomp/ from the notebooks (nbdev_export)
 	@$(IN) python tests/check_sync.py export --fix
+
+results: $(READY) ## make table1, figure1 and findings from the released rows: figures/, outputs/tables/ and their prose
+	@$(IN) python tests/check_sync.py results --fix
+
+report: $(READY) ## the three result notebooks as one HTML file, outputs/report.html
+	@$(IN) python -c "from combcomp.report import report; print('written', report(['nbs/findings.ipynb', 'nbs/table1.ipynb', 'nbs/figure1.ipynb'], 'outputs/report.html'))"
 
 readme: $(READY) ## write README.md from nbs/index.ipynb
 	@$(IN) python tests/check_sync.py readme --fix

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'COLOURS', 'MARKERS', 'HALO', 'SIZES', 'base', 'score_size', 'small_multiples', 'reduction_map',
-           'interaction_plot', 'sensitivity', 'progress_map', 'compare', 'save_figure']
+           'interaction_plot', 'sensitivity', 'progress_map', 'compare', 'fingerprint', 'save_figure']
 
-# %% ../nbs/17_plots.ipynb #68d3c8d3
+# %% ../nbs/17_plots.ipynb #61b6aafd
+import hashlib, json
 from pathlib import Path
 
 import matplotlib.patheffects, matplotlib.pyplot as plt, matplotlib.ticker, numpy as np
@@ -200,14 +201,27 @@ def _size_bars(ax, row, i, n, colour):
     ax.set(yticks=range(len(values)), yticklabels=[SIZES[k] for k in SIZES if row.get(k)], xlabel="MB"); ax.margins(x=0.15)
     if i == n - 1: ax.invert_yaxis()
 
-# %% ../nbs/17_plots.ipynb #dc632301
+# %% ../nbs/17_plots.ipynb #4214f599
+def fingerprint(fig) -> str: # 16 hex digits
+    "SHA-256 over what a figure shows: words, lines and rectangles with their colours"
+    digits = lambda values: [f"{float(v):.5g}" for v in np.ravel(np.ma.filled(np.ma.asarray(values, float), np.nan))]
+    shown = []
+    for ax in fig.axes:
+        shown += [ax.get_xlabel(), ax.get_ylabel(), *(ax.get_title(loc=l) for l in ("left", "center", "right")), *(t.get_text() for t in ax.texts)]
+        shown += [[digits(l.get_xdata()), digits(l.get_ydata()), str(l.get_color()), str(l.get_marker())] for l in ax.lines]
+        shown += [[digits(s) for s in c.get_segments()] for c in ax.collections if hasattr(c, "get_segments")]
+        shown += [[digits(p.get_bbox().bounds), digits(p.get_facecolor()), str(p.get_hatch())] for p in ax.patches if hasattr(p, "get_bbox")]
+    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:16]
+
+# %% ../nbs/17_plots.ipynb #ec655b69
 def save_figure(
     fig, name:str, # without ending
     folder, # usually <root>/figures
 ): # nothing
-    "Write a figure as SVG and PNG with reproducible bytes"
+    "Write a figure as SVG and PNG with reproducible bytes and its fingerprint"
     folder = Path(folder); folder.mkdir(exist_ok=True, parents=True)
     fig.draw_without_rendering(); fig.set_layout_engine("none") # laid out once: a second layout may differ by a hair
+    shows = f"shows {fingerprint(fig)}"
     with plt.rc_context({"svg.hashsalt": name}):
-        fig.savefig(folder/f"{name}.svg", metadata={"Date": None, "Creator": None}, bbox_inches="tight")
-        fig.savefig(folder/f"{name}.png", metadata={"Software": None}, bbox_inches="tight", dpi=150)
+        fig.savefig(folder/f"{name}.svg", metadata={"Date": None, "Creator": None, "Description": shows}, bbox_inches="tight")
+        fig.savefig(folder/f"{name}.png", metadata={"Software": None, "Description": shows}, bbox_inches="tight", dpi=150)

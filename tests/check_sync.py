@@ -1,9 +1,9 @@
-"""Are the notebooks clean, and do combcomp/ and README.md say what the notebooks say?
+"""Are the notebooks clean, and do combcomp/, README.md, figures/ and outputs/tables/ say what the notebooks say?
 
-    python tests/check_sync.py clean|export|readme [--fix]
+    python tests/check_sync.py clean|export|readme|results [--fix]
 
-Nothing is changed without --fix: `clean` and `export` run nbdev in a copy and compare. nbdev_readme needs Quarto, so
-README.md is built here.
+Nothing is changed without --fix: `clean` and `export` run nbdev in a copy and compare, `results` runs the result notebooks
+into a temporary folder. nbdev_readme needs Quarto, so README.md is built here.
 """
 import json, os, posixpath, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
@@ -79,12 +79,68 @@ def stale_readme(root=ROOT):
     return [] if now == readme(root/"nbs/index.ipynb") else ["README.md"]
 
 
-CHECKS = dict(clean=lambda: changed_by("nbdev_clean"), export=lambda: changed_by("nbdev_export"), readme=stale_readme)
+RESULTS = ("table1", "figure1", "findings") # they read committed rows only, and write figures and tables
+
+
+def executed(name, into=None, root=ROOT):
+    "A result notebook after running; `into` is where it writes instead of the project"
+    import nbformat
+    from nbclient import NotebookClient
+    notebook = nbformat.read(root/"nbs"/f"{name}.ipynb", as_version=4)
+    (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    source = cell.source
+    if into: cell.source += f"\ninto = {str(into)!r}"
+    NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(root/"nbs")}}).execute()
+    cell.source = source
+    return notebook
+
+
+def said(notebook):
+    "What a notebook says in words: its Markdown outputs"
+    return ["".join(o["data"]["text/markdown"]) for c in notebook["cells"] for o in c.get("outputs", []) if "text/markdown" in o.get("data", {})]
+
+
+def shows(path):
+    "What a file says: the fingerprint of a figure (its pixels depend on fonts), the text of a table"
+    if path.suffix not in (".png", ".svg"): return path.read_text(encoding="utf-8")
+    mark = re.search(rb"shows [0-9a-f]{16}", path.read_bytes())
+    return mark and mark[0]
+
+
+def differing(made, root):
+    "Files of `made` that the project has otherwise or not at all"
+    names = sorted(p.relative_to(made).as_posix() for p in made.rglob("*") if p.is_file())
+    return [n for n in names if not (root/n).is_file() or shows(root/n) is None or shows(root/n) != shows(made/n)]
+
+
+def stale_results(root=ROOT, names=RESULTS):
+    "Figures, tables and generated prose that the committed rows no longer give, and figures and tables that nothing makes"
+    with tempfile.TemporaryDirectory() as folder:
+        stale = [f"nbs/{n}.ipynb" for n in names if said(executed(n, folder, root)) != said(json.loads((root/"nbs"/f"{n}.ipynb").read_text(encoding="utf-8")))]
+        made = {p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file()}
+        theirs = {p.relative_to(root).as_posix() for glob in ("figures/*", "outputs/tables/*") for p in root.glob(glob) if p.name.startswith(tuple(names))}
+        left = sorted(f"{n} (made by nothing)" for n in theirs - made - {f"figures/figure1_latency.{e}" for e in ("svg", "png")}) # that one is of nbs/speed
+        return stale + differing(Path(folder), root) + left
+
+
+def make_results():
+    "Run the result notebooks in place, and keep what they say"
+    import nbformat
+    for name in RESULTS:
+        notebook = executed(name)
+        for cell in notebook.cells:
+            if cell.cell_type == "code": cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+        nbformat.write(notebook, ROOT/"nbs"/f"{name}.ipynb")
+    nbdev("nbdev_clean", ROOT)
+
+
+CHECKS = dict(clean=lambda: changed_by("nbdev_clean"), export=lambda: changed_by("nbdev_export"), readme=stale_readme, results=stale_results)
 
 
 def fix(what):
     "Write what the check `what` found"
     if what == "readme": (ROOT/"README.md").write_text(readme(), encoding="utf-8")
+    elif what == "results": make_results()
     else: nbdev(f"nbdev_{what}", ROOT)
 
 
