@@ -1,10 +1,11 @@
 "Statistics beyond what 16_stats shows: coverage of intervals by simulation, whole studies with known answers, stale results"
-import json, math, shutil
+import json, math, re, shutil
 
 import numpy as np, pandas as pd, papermill, pytest
 
 import check_sync
 from combcomp.config import SUBSETS
+from combcomp.report import report
 from combcomp.results import load_predictions, load_results, save_predictions
 from combcomp.stats import (contrasts, front, improvement, interactions, interval, max_reduction, paper_draws, paper_figure1, paper_table1,
                             recommend, replicate, smallest)
@@ -180,3 +181,13 @@ def test_stale_prose_is_noticed():
     cell = next(c for c in notebook["cells"] for o in c.get("outputs", []) if "text/markdown" in o.get("data", {}))
     cell["outputs"][0]["data"]["text/markdown"] = ["other"]
     assert check_sync.said(notebook) != words
+
+
+def test_the_report_needs_nothing_else(tmp_path):
+    "Three result notebooks in one file: every picture and link is inside it or leads to a public page"
+    path = report([check_sync.ROOT/"nbs"/f"{n}.ipynb" for n in check_sync.RESULTS], tmp_path/"report.html")
+    text = path.read_text(encoding="utf-8")
+    assert text.count("<section id=") == 3 and text.count("data:image/png") >= 10 and "<script" not in text
+    loaded = re.findall(r'<(?:img|link|iframe|source)[^>]*?(?:src|href)="(?!data:)([^"]+)', text)
+    links = {m for m in re.findall(r'<a [^>]*href="([^"]+)"', text) if not m.startswith(("#", "https://arxiv.org/"))}
+    assert not loaded and not links, (loaded, links)
