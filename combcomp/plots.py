@@ -105,20 +105,21 @@ def _map_cell(ax, x, y, r, beside):
     ax.annotate(r["text"], (x + (0.5 if beside is None else 0.36), y + 0.5), **text)
     if beside is not None: ax.annotate(f"{beside:.1f}", (x + 0.8, y + 0.5), ha="center", va="center", fontsize=7, color="#cccccc" if shade > 0.75 else "#555555")
 
-# %% ../nbs/17_plots.ipynb #7c00b52f
+# %% ../nbs/17_plots.ipynb #33cc0de1
 def interaction_plot(
     table, # of `interactions`, kind product or once
 ): # the figure
     "Observed against expected reductions, a panel for each combination, with the diagonal on which savings multiply"
-    cells = table[table["size"] != "all"]
-    groups = cells.groupby("effect", sort=False)
-    low, high = cells[["observed", "expected"]].min().min()/1.3, cells[["observed", "expected"]].max().max()*1.3
-    fig, axes = plt.subplots(1, len(groups), figsize=(2.7*len(groups), 3), sharex=True, sharey=True, squeeze=False)
+    groups = table[table["size"] != "all"].groupby("effect", sort=False)
+    if not len(groups): raise ValueError("no combination of the table has all of its parts: there is nothing to expect of it")
+    fig, axes = plt.subplots(1, len(groups), figsize=(2.7*len(groups), 3), squeeze=False)
     for ax, (effect, rows) in zip(axes[0], groups):
         _cloud(ax, ",".join(effect.split(" x ")), rows)
-        ax.plot([low, high], [low, high], color="black", ls=":", lw=1, zorder=0)
-        ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), xlabel="expected if they multiply", aspect="equal")
-        for axis in (ax.xaxis, ax.yaxis): axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5))); axis.set_major_formatter("{x:g}"); axis.set_minor_formatter("")
+        seen = rows[["observed", "expected"]].to_numpy()
+        ends = seen.min() - (pad := 0.18*np.ptp(seen) + 0.02*seen.max()), seen.max() + pad
+        ax.plot(ends, ends, color="black", ls=":", lw=1, zorder=0)
+        ax.set(xlim=ends, ylim=ends, xlabel="expected if they multiply", aspect="equal")
+        for axis in (ax.xaxis, ax.yaxis): axis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
     axes[0, 0].set_ylabel("reduction by the combination")
     return fig
 
@@ -133,7 +134,7 @@ def _cloud(ax, combination, rows):
     for r in rows.itertuples(): ax.annotate(r.size, (r.expected, r.observed), xytext=(6, -3), textcoords="offset points", fontsize=7, path_effects=HALO)
     ax.set_title(combination, loc="left")
 
-# %% ../nbs/17_plots.ipynb #8d62ae96
+# %% ../nbs/17_plots.ipynb #d8790e69
 def sensitivity(
     table, # rows of `interactions` with size `all`, and a column of the choice; a column `panel` makes panels
     over:str="tolerance", # the column on the horizontal axis
@@ -145,8 +146,7 @@ def sensitivity(
         for effect, rows in (table[table["panel"] == panel] if panel else table).groupby("effect", sort=False):
             name = ",".join(effect.split(" x "))
             ax.plot(rows[over], rows["factor"], color=COLOURS[name], marker=MARKERS[name], ms=4, mec="#333333", mew=0.4, label=name)
-        ax.axhline(1, color="black", ls=":", lw=1); ax.set_title(panel, loc="left"); ax.set(xlabel=over, yscale="log")
-        ax.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(0.5, 0.7, 1, 1.4, 2, 3))); ax.yaxis.set_major_formatter("{x:g}"); ax.yaxis.set_minor_formatter("")
+        ax.axhline(1, color="black", ls=":", lw=1); ax.set_title(panel, loc="left"); ax.set(xlabel=over)
     axes[0, 0].set_ylabel("over the product of its parts"); axes[0, -1].legend(fontsize=8)
     return fig
 

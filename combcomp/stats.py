@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DATA', 'READING', 'KEYS', 'TRAINING', 'AGGREGATES', 'PAIRS', 'KINDS', 'LIMITS', 'paper_table1', 'paper_figure1',
-           'combination', 'study_rows', 'points', 'mean_curve', 'front', 'smallest', 'told', 'interval',
+           'combination', 'study_rows', 'seeds_of', 'points', 'mean_curve', 'front', 'smallest', 'told', 'interval',
            'max_reduction', 'contrasts', 'interactions', 'drivers', 'replicate', 'paper_draws', 'averages',
            'improvement', 'score_effect', 'recommend']
 
@@ -57,6 +57,14 @@ def study_rows(
     if lost := {*names(tasks, [])} - {*found["task"]} if tasks != "all" else not len(found):
         raise ValueError(f"no rows of {family} {', '.join(lost) if tasks != 'all' else 'at all'} with limits {limits or 'all'!r} {training or ''}: make them with `make grid`, or name a training that has rows")
     return found[found["task"].isin(names(tasks, every))].reset_index(drop=True)
+
+# %% ../nbs/16_stats.ipynb #58d10a13
+def seeds_of(
+    results, # a table of rows
+) -> dict: # task -> "3 seeds", or "1 to 3 seeds" if points differ
+    "How many seeds stand behind the points of each task, in words"
+    counts = results.groupby(["task", "family", "size", "methods"])["seed"].nunique().groupby("task").agg(["min", "max"])
+    return {t: f"{a} to {b} seeds" if a < b else f"{a} seed{'s' if a > 1 else ''}" for t, a, b in counts.itertuples()}
 
 # %% ../nbs/16_stats.ipynb #1038b1c6
 KEYS = ["family", "task", "size", "methods"]
@@ -201,7 +209,7 @@ def interval(
     tail = (1 - level)/2
     return np.quantile(draws, tail, axis=0, method="lower"), np.quantile(draws, 1 - tail, axis=0, method="higher")
 
-# %% ../nbs/16_stats.ipynb #15ea0e92
+# %% ../nbs/16_stats.ipynb #ef9fe9d4
 def max_reduction(
     results, # a table of rows
     tolerance:float=0.5, # points of score that may be lost, 0 or more
@@ -217,7 +225,8 @@ def max_reduction(
     the curve. `tasks`, of which `exact`, `beyond` (the curve goes on below the smallest model) and `never` (it does not get there).
     With draws, `lower` and `upper` enclose the bounds, `end_lower` and `end_upper` what is read at the end."""
     rows, low, high, end = _bounds(results, tolerance, size, aggregate, interpolate, draws)
-    table = rows.assign(max_reduction=np.where(low[0] == high[0], low[0], np.nan), text=[*map(told, low[0], high[0], rows["never"])], low=low[0], high=high[0], end=end[0])
+    part = [f" ({k} of {n})" if k < n else "" for k, n in zip(rows["tasks"], rows.groupby("family")["tasks"].transform("max"))] # averaged over fewer tasks than others
+    table = rows.assign(max_reduction=np.where(low[0] == high[0], low[0], np.nan), text=[told(*v) + p for *v, p in zip(low[0], high[0], rows["never"], part)], low=low[0], high=high[0], end=end[0])
     table = table.rename(columns=dict(combination="methods"))
     if draws is None: return table
     (lower, _), (_, upper), (a, b) = (interval(v[1:], level) for v in (low, high, end))
