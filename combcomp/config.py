@@ -10,9 +10,9 @@ from functools import lru_cache
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['GLUE', 'WORDNET', 'FAMILIES', 'METHODS', 'SUBSETS', 'SCHEMA', 'LEASE', 'reject', 'number', 'checked', 'KD', 'MP',
-           'QAT', 'PTQ', 'method_name', 'parse', 'canonical', 'Run', 'teacher_run', 'root', 'outputs_dir', 'shown',
-           'atomically', 'lease', 'names', 'limits_of', 'parameters']
+__all__ = ['GLUE', 'WORDNET', 'FAMILIES', 'METHODS', 'SUBSETS', 'FILE', 'SCHEMA', 'LEASE', 'reject', 'number', 'checked', 'KD',
+           'MP', 'QAT', 'PTQ', 'method_name', 'parse', 'canonical', 'known_task', 'task_title', 'portable', 'Run',
+           'teacher_run', 'root', 'outputs_dir', 'shown', 'atomically', 'lease', 'names', 'limits_of', 'parameters']
 
 # %% ../nbs/01_config.ipynb #29d50fad
 if os.environ.get("IN_TEST"): os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -176,13 +176,37 @@ def canonical(
 # %% ../nbs/01_config.ipynb #ef07c51f
 SUBSETS = ("", "kd", "mp", "qat", "kd,mp", "kd,qat", "mp,qat", "kd,mp,qat") # canonical, smallest first
 
-# %% ../nbs/01_config.ipynb #cd18fbc8
+# %% ../nbs/01_config.ipynb #10774d9c
+FILE = re.compile(r"file:(?P<path>[^?#]+)(?:\?(?P<query>[^#]*))?(?:#(?P<digest>[0-9a-f]{12}))?")
+
+def known_task(task:str) -> str: # its full name
+    "The name of a task; ValueError for what is none, and for a file that cannot be one"
+    if task in GLUE + WORDNET: return task
+    if isinstance(task, str) and task.startswith("file:"):
+        from combcomp.own import resolve
+        return resolve(task)
+    if os.path.splitext(str(task))[1]: reject("Run", "task", task, f"a name, or file: and a path, as in 'file:{task}'")
+    reject("Run", "task", task, (*WORDNET, *GLUE, "file:<a file of your own>"))
+
+def task_title(task:str) -> str: # of a file: its name without the folder
+    "A task as people should read it"
+    m = FILE.fullmatch(task)
+    return re.split(r"[/\\]", m["path"])[-1] if m else task
+
+def portable(task:str) -> str: # the full name without folders
+    "The name of a task without what is only true on this machine"
+    m = FILE.fullmatch(task)
+    if not m: return task
+    query = "&".join(re.sub(r"(?<==).*(?:/|%2F)", "", q) if q.startswith("validation=") else q for q in (m["query"] or "").split("&"))
+    return f"file:{task_title(task)}" + f"?{query}"*bool(query) + f"#{m['digest']}"*bool(m["digest"])
+
+# %% ../nbs/01_config.ipynb #7f5351f6
 @dataclass(frozen=True)
 class Run:
     "Everything that decides a result; unknown names and values raise ValueError"
     family: str = "minilm" # bert, minilm, or the hub name or folder of any BERT classifier
     size: str = "l1" # bert: large to tiny; minilm: l6 to l1; others: full, or l<k> for k evenly spaced layers
-    task: str = "supersense" # one of the eight GLUE tasks or of the five of the WordNet suite
+    task: str = "supersense" # one of the eight of GLUE, of the five of the WordNet suite, or file:reviews.csv
     methods: str = "" # any subset of kd, qat, mp (and ptq), kept in canonical form
     seed: int = 0 # of initialisation, order, dropout and augmentation
     limit: int | None = None # training examples used; None is all
@@ -193,13 +217,13 @@ class Run:
     teacher: str = "" # hub name or folder of a fine-tuned teacher; "" trains the family's largest
     def __post_init__(self): _check_run(self)
 
-# %% ../nbs/01_config.ipynb #cb55187e
+# %% ../nbs/01_config.ipynb #fb52b98d
 def _check_run(run):
     "Normalise the fields of a new `Run`"
     checked(run, seed=(int, 0, 2**31 - 1), epochs=(float, 0, 1000, "("), batch_size=(int, 1, 4096), max_length=(int, 8, 512))
     if run.limit is not None: checked(run, limit=(int, 2, 10**9))
     if run.lr is not None: checked(run, lr=(float, 0, 1, "("))
-    if run.task not in GLUE + WORDNET: reject("Run", "task", run.task, WORDNET + GLUE)
+    object.__setattr__(run, "task", known_task(run.task))
     _check_model(run)
     object.__setattr__(run, "methods", canonical(run.methods))
     if not isinstance(run.teacher, str): reject("Run", "teacher", run.teacher, "a hub name or a folder")
@@ -213,21 +237,22 @@ def _check_model(run):
     if run.family not in FAMILIES and not re.fullmatch(r"full|l[1-9]\d?", str(run.size)):
         reject("Run", "size", run.size, "full, or l<k> to keep k evenly spaced layers")
 
-# %% ../nbs/01_config.ipynb #136ddaa2
+# %% ../nbs/01_config.ipynb #558a8ba4
 SCHEMA = 1
 
 def _id(run):
     "16 hex digits of SHA-256 over what differs from the defaults, the five leading fields always"
     always = ("family", "size", "task", "methods", "seed")
     kept = {f.name: getattr(run, f.name) for f in fields(run) if f.name in always or getattr(run, f.name) != f.default}
+    if run.task.startswith("file:"): kept["task"] = re.sub("file:[^?]*|&validation=[^&#]*", "", run.task) # columns and content count, places do not
     return hashlib.sha256(json.dumps(dict(kept, schema=SCHEMA), sort_keys=True).encode()).hexdigest()[:16]
 
 Run.id = property(_id, doc="Content hash of the run, the same in every process and on every machine")
 
-# %% ../nbs/01_config.ipynb #f3597ab3
+# %% ../nbs/01_config.ipynb #1db27bfb
 def teacher_run(run:Run) -> Run: # the run whose model teaches `run`
-    "The family's largest model, uncompressed, on the task of `run`, with seed 0"
-    return replace(run, size=FAMILIES.get(run.family, ("full",))[0], methods="", seed=0, lr=None, teacher="", epochs=3.0)
+    "The family's largest model, uncompressed, on the task of `run`, with seed 0 and three epochs, or as many as the run has"
+    return replace(run, size=FAMILIES.get(run.family, ("full",))[0], methods="", seed=0, lr=None, teacher="", epochs=max(3.0, run.epochs))
 
 # %% ../nbs/01_config.ipynb #8bef9961
 def root(
@@ -276,7 +301,7 @@ def _lease(path):
     from filelock import SoftFileLease
     return SoftFileLease(path, lease_duration=LEASE)
 
-# %% ../nbs/01_config.ipynb #97be0f63
+# %% ../nbs/01_config.ipynb #e45f3040
 def names(
     text:str, # with commas; `all` is every one
     every, # all that there are
@@ -285,14 +310,14 @@ def names(
     return [*every] if text == "all" else [t.strip() for t in str(text).split(",") if t.strip()]
 
 def limits_of(
-    limits, # a number, or for each task: wic=1000,accept=500; "" or None is all
+    limits, # a number, or for each task: wic:1000,accept:500; "" or None is all
     tasks, # names
 ) -> dict: # task -> number; tasks that are not there take all
     "Training examples of each task; ValueError for what names no number or no task"
-    parts = [p.split("=") for p in names(limits or "", [])]
+    parts = [re.split("[:=]", p) for p in names(limits or "", [])]
     if len(parts) == 1 and len(parts[0]) == 1 and parts[0][0].isdigit(): return dict.fromkeys(tasks, int(parts[0][0]))
     for p in parts:
-        if len(p) != 2 or p[0] not in tasks or not p[1].isdigit(): reject("study", "limits", limits, f"a number, or task=number of {', '.join(tasks)}")
+        if len(p) != 2 or p[0] not in tasks or not p[1].isdigit(): reject("study", "limits", limits, f"a number, or task:number of {', '.join(tasks)}")
     return {t: int(n) for t, n in parts}
 
 # %% ../nbs/01_config.ipynb #b0c60fd8

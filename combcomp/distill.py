@@ -6,7 +6,7 @@
 __all__ = ['soft_loss', 'distill_loss', 'Distill', 'check_labels', 'check_order', 'check_teacher', 'load_teacher', 'distill_key',
            'taught', 'keep_dataset']
 
-# %% ../nbs/07_distill.ipynb #9592ab22
+# %% ../nbs/07_distill.ipynb #e3779d1d
 import hashlib, itertools, json, os, shutil, tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from .augment import augment, new_copies
-from .config import KD, lease, outputs_dir
+from .config import KD, lease, outputs_dir, portable
 from .methods import Method
 from .models import from_hub, load_tokenizer, predict
 
@@ -46,20 +46,20 @@ class Distill(Method):
     def __init__(self, kd:KD): self.kd = kd
     def loss(self, loss, out, batch): return distill_loss(loss, out.logits, batch["teacher"].view_as(out.logits), self.kd)
 
-# %% ../nbs/07_distill.ipynb #82ea5733
+# %% ../nbs/07_distill.ipynb #23fc8381
 def check_labels(
     model, # a teacher
     task, # a `Task`
 ): # nothing; ValueError if they disagree
     "A teacher's labels must be the task's, by name and in order"
-    trained = (getattr(model.config, "combcomp", None) or {}).get("task", task.name)
-    if trained != task.name: raise ValueError(f"teacher: it was trained on {trained}, and {task.name} is to be taught")
+    trained = portable((getattr(model.config, "combcomp", None) or {}).get("task", task.name))
+    if trained != portable(task.name): raise ValueError(f"teacher: it was trained on {trained}, and {task.title} is to be taught")
     theirs = [str(model.config.id2label[i]).lower() for i in range(model.config.num_labels)]
     ours = [*(task.labels or ("score",))]
     if not task.labels and len(theirs) == 1: return
-    if theirs != [o.lower() for o in ours]: raise ValueError(f"teacher: its labels are {theirs}, those of {task.name} are {ours}; a teacher must have the task's labels in the same order (save it with the right id2label)")
+    if theirs != [o.lower() for o in ours]: raise ValueError(f"teacher: its labels are {theirs}, those of {task.title} are {ours}; a teacher must have the task's labels in the same order (save it with the right id2label)")
 
-# %% ../nbs/07_distill.ipynb #6c84f528
+# %% ../nbs/07_distill.ipynb #0780ded6
 def check_order(
     logits, # of a teacher on the validation set, (examples, classes)
     labels, # (examples,)
@@ -69,16 +69,16 @@ def check_order(
     if not task.labels or len(task.labels) > 5: return
     right = lambda order: (np.asarray(order)[logits.argmax(-1)] == np.asarray(labels)).mean()
     best = max(itertools.permutations(range(len(task.labels))), key=right)
-    if right(best) > right(range(len(best))) + margin: raise ValueError(f"teacher: its outputs fit {task.name} in the order {best} with accuracy {right(best):.2f}, and as they are with {right(range(len(best))):.2f}; permute its head")
+    if right(best) > right(range(len(best))) + margin: raise ValueError(f"teacher: its outputs fit {task.title} in the order {best} with accuracy {right(best):.2f}, and as they are with {right(range(len(best))):.2f}; permute its head")
 
-# %% ../nbs/07_distill.ipynb #86785c4b
+# %% ../nbs/07_distill.ipynb #83a5c273
 def check_teacher(
     teacher_score:float, # on the validation set, in points
     guess:float, # what always answering the commonest class gets there
     task, margin:float=2.0, # points by which the first must beat the second
 ): # nothing
     "A teacher must beat the majority class by a margin, else ValueError"
-    if not teacher_score >= guess + margin: raise ValueError(f"teacher: scores {teacher_score:.1f} on {task.name}, where guessing gets {guess:.1f}; it was not fine-tuned on this task, or not enough. Give it more data or epochs, or another teacher=")
+    if not teacher_score >= guess + margin: raise ValueError(f"teacher: scores {teacher_score:.1f} on {task.title}, where guessing gets {guess:.1f}; it was not fine-tuned on this task, or not enough. Give it more data or epochs, or another teacher=")
 
 # %% ../nbs/07_distill.ipynb #264fd179
 def load_teacher(
@@ -100,13 +100,13 @@ def _pretrained_teacher(name):
     if missing := sorted(info["missing_keys"]): raise ValueError(f"teacher: {name} has no trained {missing[0]}; it was never fine-tuned for classification")
     return model
 
-# %% ../nbs/07_distill.ipynb #3032a093
+# %% ../nbs/07_distill.ipynb #f8ec5d37
 def distill_key(teacher_id:str, task:str, limit, kd:KD, seed:int, max_length:int) -> str: # 16 hex digits
     "The content key of an augmented training set with a teacher's logits"
-    text = json.dumps(["distill", 1, teacher_id, task, limit, kd.augment, kd.words if kd.augment else None, seed if kd.augment else None, max_length])
+    text = json.dumps(["distill", 1, teacher_id, portable(task), limit, kd.augment, kd.words if kd.augment else None, seed if kd.augment else None, max_length])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-# %% ../nbs/07_distill.ipynb #d7c383d2
+# %% ../nbs/07_distill.ipynb #c714881d
 def taught(
     train, # the task's training set
     task, kd:KD,
@@ -117,6 +117,7 @@ def taught(
 ): # a Dataset: originals and changed copies, with the columns `copy` and `teacher`
     "The training set of a student: augmented, with the teacher's logits, from the cache if it is there"
     from datasets import load_from_disk
+    if not task.augment: kd = replace(kd, augment=0) # a language without a dictionary here
     folder = Path(cache or outputs_dir()/"cache")/"distill"/distill_key(teacher_id, task.name, limit, kd, seed, max_length)
     if not (folder/"state.json").is_file():
         with lease(folder): # of several processes one asks

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'SUITES', 'ENGINES', 'model_file', 'find_teacher', 'training_set', 'evaluate', 'label', 'unfinished',
-           'Superseded', 'measured', 'made', 'claimed', 'run', 'runs', 'study', 'state', 'is_open', 'status', 'attempt',
-           'progress_line', 'time_left', 'calm', 'forecast', 'GridFailed', 'hush', 'grid']
+           'Superseded', 'measured', 'made', 'claimed', 'hush', 'quiet', 'run', 'runs', 'study', 'state', 'is_open',
+           'status', 'attempt', 'progress_line', 'time_left', 'calm', 'forecast', 'GridFailed', 'grid']
 
-# %% ../nbs/15_grid.ipynb #1271e05c
+# %% ../nbs/15_grid.ipynb #539d6df7
 import gc, hashlib, itertools, json, os, queue, shutil, subprocess, sys, tempfile, threading, time
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,14 +15,14 @@ from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
 
-from .config import FAMILIES, GLUE, LEASE, SUBSETS, WORDNET, KD, Run, lease, limits_of, names, number, outputs_dir, parse, reject, shown, teacher_run
+from .config import FAMILIES, GLUE, LEASE, SUBSETS, WORDNET, KD, Run, lease, limits_of, names, number, outputs_dir, parse, portable, reject, shown, task_title, teacher_run
 from .distill import check_order, check_teacher, load_teacher, taught
 from .models import learning_rate, load_model, load_tokenizer, predict, source
 from .pack import other_sizes, pack, unpack
 from .plan import before_rounding, configurations, duration, estimate, needs, ordered, remaining, spec_of
 from .results import failure_file, load_results, read_failure, read_row, row_file, save_failure, save_predictions, save_row, surroundings, writable
 from .size import sizes_of
-from .tasks import TASKS, load_task, majority, metrics, score
+from .tasks import load_task, majority, metrics, score, task_of
 from .methods import bake
 from .train import calibrated, compress, encode, tracking
 
@@ -31,7 +31,7 @@ def model_file(cfg:Run, outputs=None) -> Path: # outputs/models/<id>.safetensors
     "The packed model of a run"
     return outputs_dir(outputs)/"models"/f"{cfg.id}.safetensors"
 
-# %% ../nbs/15_grid.ipynb #90576aca
+# %% ../nbs/15_grid.ipynb #92bb24ef
 def find_teacher(
     cfg:Run, data, # the task's splits
     outputs=None,
@@ -40,13 +40,13 @@ def find_teacher(
     if cfg.teacher: return _own_teacher(cfg, data)
     t = teacher_run(cfg)
     row = read_row(t.id, outputs)
-    check_teacher(row["score"], row["majority"], TASKS[cfg.task])
+    check_teacher(row["score"], row["majority"], task_of(cfg.task))
     return t.id, row["score"], lambda: (unpack(model_file(t, outputs)), load_tokenizer(t.family, t.size))
 
-# %% ../nbs/15_grid.ipynb #12a945b5
+# %% ../nbs/15_grid.ipynb #5891238f
 def _own_teacher(cfg, data):
     "A teacher given by name, evaluated before it is believed"
-    task, val = TASKS[cfg.task], data[TASKS[cfg.task].evals[0]]
+    task, val = task_of(cfg.task), data[task_of(cfg.task).evals[0]]
     model = load_teacher(cfg.teacher, task)
     tok = load_tokenizer(cfg.family, cfg.size)
     logits = predict(model, tok, val, task.texts, max_length=cfg.max_length)
@@ -55,7 +55,7 @@ def _own_teacher(cfg, data):
     check_teacher(s, majority(task, val["label"]), task)
     return hashlib.sha256(logits.tobytes()).hexdigest()[:16], s, lambda: (model, tok)
 
-# %% ../nbs/15_grid.ipynb #04647fcb
+# %% ../nbs/15_grid.ipynb #33e33d4b
 def training_set(
     cfg:Run, data, # the task's splits
     outputs=None, say=print,
@@ -64,15 +64,16 @@ def training_set(
     kd = spec_of(cfg, KD)
     if kd is None: return data["train"], None
     teacher_id, teacher_score, teacher = find_teacher(cfg, data, outputs)
+    if kd.augment and not task_of(cfg.task).augment: say("  these texts are not English, and synonyms are: the student learns from the originals alone", flush=True)
     say(f"  the teacher's opinion of {len(data['train']):,} examples and their copies, asked once and kept", flush=True)
-    return taught(data["train"], TASKS[cfg.task], kd, teacher, teacher_id, cfg.limit, cfg.seed, cfg.max_length, outputs_dir(outputs)/"cache"), teacher_score
+    return taught(data["train"], task_of(cfg.task), kd, teacher, teacher_id, cfg.limit, cfg.seed, cfg.max_length, outputs_dir(outputs)/"cache"), teacher_score
 
-# %% ../nbs/15_grid.ipynb #56bfed15
+# %% ../nbs/15_grid.ipynb #7e86ef61
 def evaluate(
     model, tokenizer, data, cfg:Run,
 ): # (dict of score and every metric, logits of the headline split)
     "Every metric of the task on its validation sets"
-    task, results, first = TASKS[cfg.task], {}, None
+    task, results, first = task_of(cfg.task), {}, None
     for split in task.evals:
         logits = predict(model, tokenizer, data[split], task.texts, max_length=cfg.max_length)
         values = metrics(task, logits, data[split]["label"])
@@ -80,17 +81,17 @@ def evaluate(
         else: results |= {f"{k}_{split.removeprefix('validation_')}": v for k, v in values.items()}
     return results, first
 
-# %% ../nbs/15_grid.ipynb #9ef7b550
+# %% ../nbs/15_grid.ipynb #8728531b
 def label(cfg:Run) -> str: # family, size, task, methods, seed
     "A run in a few words"
-    return f"{cfg.family} {cfg.size} {cfg.task} {cfg.methods or 'none'} seed {cfg.seed}"
+    return f"{cfg.family} {cfg.size} {task_title(cfg.task)} {cfg.methods or 'none'} seed {cfg.seed}"
 
 # %% ../nbs/15_grid.ipynb #9e635b46
 def unfinished(cfg:Run, outputs=None) -> Path: # outputs/cache/unfinished/<id>
     "Where an interrupted run goes on from"
     return outputs_dir(outputs)/"cache"/"unfinished"/cfg.id
 
-# %% ../nbs/15_grid.ipynb #41b93af4
+# %% ../nbs/15_grid.ipynb #c97dca6e
 _task, _tokenizer = lru_cache(2)(load_task), lru_cache(4)(load_tokenizer)
 _ids = {} # the last training sets in token ids
 
@@ -99,28 +100,28 @@ def _encoded(train, tok, cfg):
     key = (train._fingerprint, source(cfg.family, cfg.size), cfg.task, cfg.max_length)
     if key not in _ids:
         while len(_ids) > 1: _ids.pop(next(iter(_ids)))
-        _ids[key] = encode(train, tok, TASKS[cfg.task].texts, cfg.max_length)
+        _ids[key] = encode(train, tok, task_of(cfg.task).texts, cfg.max_length)
     return _ids[key]
 
-# %% ../nbs/15_grid.ipynb #9c6a214e
+# %% ../nbs/15_grid.ipynb #321f8258
 def _trained(cfg, out, say, **more):
     "The baked model of a run, its tokenizer, the task's data, and facts for the row"
-    say(f"{label(cfg)}", flush=True)
-    tok, model = _tokenizer(cfg.family, cfg.size), load_model(cfg.family, cfg.size, TASKS[cfg.task].labels, cfg.seed)
+    say(label(cfg) + (f": {cfg.task}" if cfg.task.startswith("file:") else ""), flush=True)
+    tok, model = _tokenizer(cfg.family, cfg.size), load_model(cfg.family, cfg.size, task_of(cfg.task, out/"cache").labels, cfg.seed)
     data = _task(cfg.task, cfg.limit, cache=out/"cache") # after the model: what is missing should be missed at once
     train, teacher_score = training_set(cfg, data, out, say)
     rate = cfg.lr or learning_rate(model.config.num_hidden_layers, model.config.hidden_size)
-    if more.get("report_to") == "tensorboard": os.environ["TENSORBOARD_LOGGING_DIR"] = str(out/"trackers"/f"{cfg.size} {cfg.task} seed {cfg.seed}"/(cfg.methods or "none"))
+    if more.get("report_to") == "tensorboard": os.environ["TENSORBOARD_LOGGING_DIR"] = str(out/"trackers"/f"{cfg.size} {task_title(cfg.task)} seed {cfg.seed}"/(cfg.methods or "none"))
     stats = compress(model, tok, _encoded(train, tok, cfg), parse(cfg.methods), unfinished(cfg, out), say=say,
                      seed=cfg.seed, epochs=cfg.epochs, batch_size=cfg.batch_size, lr=rate, name=cfg.methods or "none", **more)
     return model, tok, data, dict(learning_rate=rate, train_examples=len(train), teacher_score=teacher_score, **stats)
 
-# %% ../nbs/15_grid.ipynb #2f552bb0
+# %% ../nbs/15_grid.ipynb #03a739dd
 def _rounded(cfg, base, out, say):
     "As `_trained`, for a run with ptq: the model of `base`, the run without it, unpacked, calibrated and baked"
     row = read_row(base.id, out)
     say(f"{label(cfg)}: rounding the model of {row['id']}", flush=True)
-    task, tok, model = TASKS[cfg.task], _tokenizer(cfg.family, cfg.size), unpack(model_file(base, out))
+    task, tok, model = task_of(cfg.task), _tokenizer(cfg.family, cfg.size), unpack(model_file(base, out))
     data, spec = _task(cfg.task, cfg.limit, cache=out/"cache"), parse(cfg.methods)[-1][-1]
     few = data["train"].select(range(min(len(data["train"]), 32*spec.batches)))
     bake(model, [calibrated(model, tok, encode(few, tok, task.texts, cfg.max_length), spec)])
@@ -129,17 +130,17 @@ def _rounded(cfg, base, out, say):
 # %% ../nbs/15_grid.ipynb #90970f44
 class Superseded(RuntimeError): "Another process has taken this run over"
 
-# %% ../nbs/15_grid.ipynb #19f162b6
+# %% ../nbs/15_grid.ipynb #f02bb926
 def _finish(cfg, model, tok, data, out, say, facts, begin, holder):
     "Evaluate and keep a baked model; the row comes last, so that a row means that everything is there"
     results, logits = evaluate(model, tok, data, cfg)
     model.cpu()
     model_file(cfg, out).parent.mkdir(exist_ok=True)
-    model.config.combcomp = dict(run=cfg.id, methods=cfg.methods, task=cfg.task)
+    model.config.combcomp = dict(run=cfg.id, methods=cfg.methods, task=portable(cfg.task))
     pack(model, model_file(cfg, out), tokenizer="" if Path(source(cfg.family, cfg.size)).is_dir() else source(cfg.family, cfg.size))
-    val = data[TASKS[cfg.task].evals[0]]
+    val = data[task_of(cfg.task).evals[0]]
     save_predictions(cfg.id, logits, val["label"], out)
-    row = dict(asdict(cfg), id=cfg.id, **results, majority=majority(TASKS[cfg.task], val["label"]), eval_examples=len(val),
+    row = dict(asdict(cfg), id=cfg.id, **results, majority=majority(task_of(cfg.task), val["label"]), eval_examples=len(val),
                **sizes_of(model, model_file(cfg, out)), **facts, seconds=max(time.perf_counter() - begin, facts["train_seconds"]*(not before_rounding(cfg))), **surroundings())
     if holder.compromise: raise Superseded(f"{label(cfg)}: this process was silent for more than {LEASE:.0f} s, and another has taken the run over")
     save_row(row, out)
@@ -163,16 +164,16 @@ def _files(model):
     from combcomp.export import onnx_sizes
     return onnx_sizes(model) | other_sizes(model)
 
-# %% ../nbs/15_grid.ipynb #663fe59d
+# %% ../nbs/15_grid.ipynb #fb044ea1
 def _speeds(cfg, model, out, say):
     "Latency of a model on three runtimes, and whether they agree with it; without a value where one does not"
     import torch
     from combcomp.export import FILES, ParityError, export
     from combcomp.speed import bench
-    tok, data, found = _tokenizer(cfg.family, cfg.size), _task(cfg.task, cfg.limit, cache=out/"cache")[TASKS[cfg.task].evals[0]], {}
+    tok, data, found = _tokenizer(cfg.family, cfg.size), _task(cfg.task, cfg.limit, cache=out/"cache")[task_of(cfg.task).evals[0]], {}
     with tempfile.TemporaryDirectory() as folder:
         for runtime in FILES:
-            try: found[runtime] = export(model, f"{folder}/{runtime}", runtime, tok, cfg.task, data, cfg.max_length)["parity"]["equal"]
+            try: found[runtime] = export(model, f"{folder}/{runtime}", runtime, tok, task_of(cfg.task, out/"cache"), data, cfg.max_length)["parity"]["equal"]
             except ParityError as e: say(f"  {runtime}: {e}", flush=True)
         times = bench({"torch": model} | {r: f"{folder}/{r}" for r in found})["median_ms"]
     return {f"ms_{k}": v for k, v in times.items()} | {f"equal_{k}": v for k, v in found.items()} | dict(speed_threads=torch.get_num_threads())
@@ -235,7 +236,26 @@ def _prepare(cfg, out, say, **more):
         with claimed(n, out, say=say) as holder:
             if not made(n, out): _make(n, out, say, holder, **more)
 
-# %% ../nbs/15_grid.ipynb #0c70dc79
+# %% ../nbs/15_grid.ipynb #eeae476a
+def hush():
+    "Keep libraries from drawing bars and reports between our lines"
+    import datasets, transformers
+    transformers.logging.set_verbosity_error(); transformers.logging.disable_progress_bar(); datasets.disable_progress_bars()
+
+@contextmanager
+def quiet():
+    "Inside a block, `hush`; after it, as before"
+    import datasets, transformers
+    log = transformers.logging
+    before, bar, bars = log.get_verbosity(), log.is_progress_bar_enabled(), not datasets.are_progress_bars_disabled()
+    hush()
+    try: yield
+    finally:
+        log.set_verbosity(before)
+        if bar: log.enable_progress_bar()
+        if bars: datasets.enable_progress_bars()
+
+# %% ../nbs/15_grid.ipynb #0c646d08
 def run(
     cfg:Run,
     outputs=None, # folder of rows, models and caches; None is the project's outputs/
@@ -248,8 +268,9 @@ def run(
     "Train, compress, pack and evaluate one `Run`, and write its row; a run that is done is returned as it is"
     measure, out = _wanted(measure), writable(outputs_dir(outputs))
     more = dict(checkpoint=checkpoint, report_to=report_to); tracking(report_to)
-    if force or read_row(cfg.id, out) is None: _prepare(cfg, out, say, **more)
-    with claimed(cfg, out, say=say) as holder:
+    if force or read_row(cfg.id, out) is None:
+        with quiet(): _prepare(cfg, out, say, **more)
+    with quiet(), claimed(cfg, out, say=say) as holder:
         row = None if force else read_row(cfg.id, out)
         if row: say(f"{label(cfg)} is done ({cfg.id}, score {row['score']:.1f}); force=True runs it again", flush=True)
         else: _make(cfg, out, say, holder, **more)
@@ -275,15 +296,15 @@ def _numbers(name, text, kind) -> list: # of `kind`
     try: return [kind(v) for v in names(text, [])]
     except ValueError: reject("study", name, text, f"{kind.__name__}s with commas between them")
 
-# %% ../nbs/15_grid.ipynb #10dbc152
+# %% ../nbs/15_grid.ipynb #714ecc87
 def study(
     family:str="minilm",
     sizes:str="all", # of the family's suite, or some: l2,l1
-    tasks:str="all", # of the family's suite (WordNet for minilm, GLUE for bert), or some
+    tasks:str="all", # of the family's suite (WordNet for minilm, GLUE for bert), some, or files: file:reviews.csv
     methods:str="all", # the eight subsets, or combinations with ; between them: kd,qat; mp > qat
     sparsities:str="", # of pruning in `all`: 0.4,0.6 makes the paper's twelve configurations; "" is the default one
     seeds=1, # how many (0, 1, ...), or which: 0,2
-    limits="", # training examples: a number, or for each task: wic=1000,accept=500; "" is all
+    limits="", # training examples: a number, or for each task: wic:1000,accept:500; "" is all
     **kwargs, # other fields of `Run`
 ) -> list: # of `Run`
     "The runs of a study in words; ValueError for a word it does not know"
@@ -401,12 +422,6 @@ def _work(todo, outputs, say, tell, begin=lambda cfg: None, **options):
             begin(cfg)
             if attempt(cfg, outputs, say, **options) != "held": tell(cfg); break
         else: time.sleep(1) # others are at work on what is left
-
-# %% ../nbs/15_grid.ipynb #94c368d8
-def hush():
-    "Keep libraries from drawing bars and reports between our lines"
-    import datasets, transformers
-    transformers.logging.set_verbosity_error(); transformers.logging.disable_progress_bar(); datasets.disable_progress_bars()
 
 # %% ../nbs/15_grid.ipynb #04618798
 def _workers(n, todo, outputs, say, tell, **options):

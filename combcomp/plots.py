@@ -6,13 +6,13 @@
 __all__ = ['STYLE', 'COLOURS', 'MARKERS', 'HALO', 'SIZES', 'base', 'score_size', 'small_multiples', 'reduction_map',
            'interaction_plot', 'sensitivity', 'progress_map', 'compare', 'fingerprint', 'save_figure']
 
-# %% ../nbs/17_plots.ipynb #61b6aafd
+# %% ../nbs/17_plots.ipynb #c6855028
 import hashlib, json
 from pathlib import Path
 
 import matplotlib.patheffects, matplotlib.pyplot as plt, matplotlib.ticker, numpy as np
 
-from .config import SUBSETS, canonical
+from .config import SUBSETS, canonical, task_title
 from .stats import averages, front
 
 plt.switch_backend(plt.get_backend()) # now: a notebook that first does so within a style context shows no figure after it
@@ -64,7 +64,7 @@ def _size_axis(ax, size):
     ax.invert_xaxis(); ax.legend(title="methods")
     return ax
 
-# %% ../nbs/17_plots.ipynb #3e18b32e
+# %% ../nbs/17_plots.ipynb #3e9646ed
 def small_multiples(
     results, # a DataFrame of rows of one family
     size:str="mb_file", # which of the sizes
@@ -76,7 +76,7 @@ def small_multiples(
     fig, axes = plt.subplots(rows, columns, figsize=(3.4*columns, 2.7*rows), squeeze=False)
     for task, ax in zip(tasks, axes.flat):
         score_size(results[results["task"] == task], size, ax, draws)
-        ax.set_title(task, loc="left"); handles, labels = ax.get_legend_handles_labels(); ax.get_legend().remove()
+        ax.set_title(task_title(task), loc="left"); handles, labels = ax.get_legend_handles_labels(); ax.get_legend().remove()
     for ax in axes.flat[len(tasks):]: ax.axis("off")
     (axes.flat[len(tasks)] if len(tasks) > 1 else fig).legend(handles, labels, title="methods", loc="center" if len(tasks) > 1 else "outside right")
     return fig

@@ -7,14 +7,14 @@ __all__ = ['COLUMNS', 'writable', 'surroundings', 'row_file', 'save_row', 'read_
            'read_failure', 'save_predictions', 'load_predictions', 'load_results', 'release', 'balanced', 'comparable',
            'markdown', 'save_table', 'summary']
 
-# %% ../nbs/14_results.ipynb #04435bfa
+# %% ../nbs/14_results.ipynb #d5e0f50b
 import json, os, platform, subprocess, traceback, uuid
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from .config import SUBSETS, Run, atomically, outputs_dir, root, shown
+from .config import SUBSETS, Run, atomically, outputs_dir, root, shown, task_title
 
 # %% ../nbs/14_results.ipynb #0943136b
 def writable(
@@ -229,7 +229,7 @@ def _latency(name, row):
     found = [f"{title} {row[k]:.2f} ms" for k, title in (("ms_torch", "PyTorch"), ("ms_onnx", "ONNX Runtime"), ("ms_openvino", "OpenVINO")) if row.get(k) == row.get(k) and row.get(k)]
     return [f"{name}: one text of 128 tokens takes {', '.join(found)}, {row['speed_threads']:g} thread(s)"] if found else []
 
-# %% ../nbs/14_results.ipynb #7277b54b
+# %% ../nbs/14_results.ipynb #34575eaa
 def summary(
     rows:dict, # a name for each row; the last is the compressed model
     outputs=None, # folder
@@ -240,5 +240,5 @@ def summary(
     folder = outputs_dir(outputs)
     return "\n".join(["", _line("", ["score", "paper", "packed", "file", "onnx", "training"]), *(_line(n, numbers(r)) for n, r in rows.items()),
                       *(_ratios(n, last, r) for n, r in others), "", *(l for n, r in rows.items() for l in _latency(n, r)),
-                      f"score is {last['metric']} x 100 on {last['eval_examples']:,} validation examples of {last['task']}; guessing gets {last['majority']:.1f}",
+                      f"score is {last['metric']} x 100 on {last['eval_examples']:,} validation examples of {task_title(last['task'])}; guessing gets {last['majority']:.1f}",
                       f"row    {shown(folder/'runs'/last['id'])}.json", f"model  {shown(folder/'models'/last['id'])}.safetensors"])

@@ -8,7 +8,7 @@ __all__ = ['DATA', 'READING', 'KEYS', 'TRAINING', 'AGGREGATES', 'PAIRS', 'KINDS'
            'max_reduction', 'contrasts', 'interactions', 'drivers', 'replicate', 'paper_draws', 'averages',
            'improvement', 'score_effect', 'recommend']
 
-# %% ../nbs/16_stats.ipynb #b7613b1c
+# %% ../nbs/16_stats.ipynb #f7072383
 import warnings, zlib
 from dataclasses import replace
 from functools import lru_cache
@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 
-from .config import MP, SUBSETS, canonical, limits_of, names, parse
+from .config import MP, SUBSETS, canonical, known_task, limits_of, names, parse
 from .results import comparable, load_predictions
-from .tasks import TASKS
+from .tasks import headline_of
 
 # %% ../nbs/16_stats.ipynb #6f64befe
 DATA = Path(__file__).parent/"data" if "__file__" in globals() else Path("../combcomp/data")
@@ -42,21 +42,22 @@ def combination(
     "The combination to which a row belongs: its methods without the sparsity"
     return canonical(tuple(tuple(replace(s, sparsity=MP.sparsity) if isinstance(s, MP) else s for s in stage) for stage in parse(methods)))
 
-# %% ../nbs/16_stats.ipynb #1d45ee38
+# %% ../nbs/16_stats.ipynb #cee83c33
 def study_rows(
     results, # a table of rows
     family:str="minilm", tasks:str="all", # with commas; all are those that have such rows
-    limits="", # training examples: a number, or for each task: wic=1000,accept=500; "" is all
+    limits="", # training examples: a number, or for each task: wic:1000,accept:500; "" is all
     **training, # other fields of `Run` that differ from its defaults
 ): # the rows of the eight subsets, balanced over seeds
     "The rows of one study; ValueError that says how to make them if there are none"
     every = [*dict.fromkeys(results["task"])]
+    wanted = [known_task(t) if t.startswith("file:") else t for t in names(tasks, every)]
     most = limits_of(limits, every)
     methods = {m for m in results["methods"] if combination(m) in SUBSETS}
     found = pd.concat([comparable(results, family, [t], methods, limit=most.get(t), **training) for t in every] or [results])
-    if lost := {*names(tasks, [])} - {*found["task"]} if tasks != "all" else not len(found):
+    if lost := {*wanted} - {*found["task"]} if tasks != "all" else not len(found):
         raise ValueError(f"no rows of {family} {', '.join(lost) if tasks != 'all' else 'at all'} with limits {limits or 'all'!r} {training or ''}: make them with `make grid`, or name a training that has rows")
-    return found[found["task"].isin(names(tasks, every))].reset_index(drop=True)
+    return found[found["task"].isin(wanted)].reset_index(drop=True)
 
 # %% ../nbs/16_stats.ipynb #58d10a13
 def seeds_of(
@@ -312,10 +313,10 @@ def drivers(
                 rows.append(dict(effect=effect, by=by, value=value, factor=np.exp(inside["log"].mean()), without=np.exp(others.mean()) if len(others) else np.nan, cells=len(inside), exact=int(inside["exact"].sum())))
     return pd.DataFrame(rows, columns=["effect", "by", "value", "factor", "without", "cells", "exact"])
 
-# %% ../nbs/16_stats.ipynb #c6996e88
+# %% ../nbs/16_stats.ipynb #120ef01f
 def _run_scores(task, predicted, labels, counts):
     "Scores x 100 (runs, draws) of predictions (runs, examples), each example counted (examples, draws) times"
-    n, headline = len(labels), TASKS[task].headline
+    n, headline = len(labels), headline_of(task)
     if headline == "accuracy": return 100*(predicted == labels).astype(np.float32) @ counts/n
     if headline != "pearson": raise ValueError(f"{task}: no way to draw {headline} again; there are accuracy and pearson")
     p, y = np.asarray(predicted, float), np.asarray(labels, float)

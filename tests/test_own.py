@@ -1,0 +1,135 @@
+"Own data beyond what the notebook shows: other processes, moved and edited files, every kind of task through a whole run, and files made to confuse"
+import csv, json, os, shutil, subprocess, sys
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from combcomp.config import Run, portable
+from combcomp.export import export, load_exported
+from combcomp.grid import grid, model_file, run, runs
+from combcomp.models import load_tokenizer
+from combcomp.own import guess_columns, held_back, own, own_data, own_task, read_columns, resolve
+from combcomp.pack import unpack
+from combcomp.results import load_predictions, load_results, read_row
+from combcomp.stats import study_rows
+from combcomp.tasks import load_task
+
+silent = lambda *a, **k: None
+
+
+def words(n):
+    "Rows that are quickly learnt: glosses of persons and of animals"
+    from combcomp.tasks import CATEGORIES
+    data = [(r["gloss"], CATEGORIES[r["label"]]) for r in load_task("supersense", 800)["train"]]
+    return [r for r in data if r[1] in ("person", "animal")][:n]
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory):
+    "A CSV file as spreadsheets write it"
+    path = tmp_path_factory.mktemp("own")/"re views.csv"
+    with open(path, "w", newline="", encoding="utf-8-sig") as f: csv.writer(f, delimiter=";").writerows([("No", "Review", "Verdict, final"), *((i, t, y) for i, (t, y) in enumerate(words(90)))])
+    return path
+
+
+def test_the_id_is_the_same_wherever_the_file_lies_and_another_when_it_was_edited(reviews, tmp_path, run_py):
+    cfg = Run(task=f"file:{reviews}?label=Verdict, final", methods="kd,qat")
+    (tmp_path/"deep").mkdir(); shutil.copy(reviews, tmp_path/"deep/other name.csv")
+    there = run_py(f"import os; os.chdir({str(tmp_path)!r})\nfrom combcomp.config import Run\nr = Run(task='file:deep/other name.csv?label=Verdict, final', methods='kd,qat'); print(r.id, r.task)", PYTHONHASHSEED="5")
+    assert there.split()[0] == cfg.id and "?text=Review&label=Verdict%2C final#" in there and "," not in cfg.task
+    with open(tmp_path/"deep/other name.csv", "a") as f: f.write("91;one more;person\n")
+    assert Run(task=f"file:{tmp_path/'deep/other name.csv'}?label=Verdict, final", methods="kd,qat").id != cfg.id
+
+
+def test_a_row_is_read_back_when_the_file_is_gone_and_its_task_from_the_copy(reviews, out):
+    here = out/"mine.csv"; shutil.copy(reviews, here)
+    cfg = Run(task=f"file:{here}?label=Verdict, final", limit=32, epochs=1)
+    row = run(cfg, out, say=silent)
+    here.unlink()
+    assert read_row(cfg.id, out) == row and Run(**{k: row[k] for k in asdict(cfg)}) == cfg
+    assert load_task(row["task"], cache=out/"cache")["validation"].num_rows == row["eval_examples"] == 18
+    with pytest.raises(FileNotFoundError, match="there is no file"): load_task(row["task"], cache=out/"elsewhere")
+    header = unpack(model_file(cfg, out)).config.combcomp
+    assert header["task"] == portable(cfg.task) and str(out) not in json.dumps(header)
+
+
+def test_kd_mp_qat_through_grid_export_and_statistics(reviews, out):
+    task = own(reviews, label="Verdict, final")
+    table = grid(runs(["l1"], [task], ["", "kd,mp,qat"], limit=48, epochs=1, batch_size=8), out, workers=1, say=silent)
+    assert len(table) == 2 and len(study_rows(load_results(out), tasks=task, limits=48, epochs=1, batch_size=8)) == 2
+    cfg = Run(task=task, methods="kd,mp,qat", limit=48, epochs=1, batch_size=8)
+    about = export(unpack(model_file(cfg, out)), out/"shipped", "onnx", load_tokenizer("minilm", "l1"), task)
+    assert about["parity"]["equal"] >= 0.99 and load_exported(out/"shipped").predict(["a fine text"])[0]["label"] in ("person", "animal")
+
+
+def test_pairs_and_numbers_through_a_whole_run(out):
+    data = load_task("glosssim", 48)["train"]
+    rows = [dict(sentence1=a, sentence2=b, similarity=round(float(y), 3)) for a, b, y in zip(data["gloss1"], data["gloss2"], data["label"])]
+    (out/"pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    row = run(Run(task=f"file:{out/'pairs.jsonl'}", methods="qat", epochs=1), out, say=silent)
+    assert row["metric"] == "pearson" and "kind=regression" in row["task"] and row["majority"] == 0
+    predicted, labels = load_predictions(row["id"], out)
+    assert predicted.dtype == np.float32 and len(labels) == 10 and {*np.round(labels.astype(float), 3).tolist()} <= {*np.round([r["similarity"] for r in rows], 3).tolist()}
+
+
+def test_another_language_is_not_augmented_and_says_so(out, capsys):
+    texts = [f"{wer} {was} {wann} in der Stadt gesehen" for wer in ("Der Hund wurde", "Die alte Frau wurde", "Mein Bruder hat") for was in ("von einem Nachbarn", "mit dem roten Auto", "die ganze Familie") for wann in ("gestern Abend", "am Montag", "noch nie", "oft")]
+    with open(out/"deutsch.csv", "w", newline="", encoding="utf-8") as f: csv.writer(f).writerows([("text", "label"), *((t, "ja" if "von" in t else "nein") for t in texts)])
+    said = []
+    cfg = Run(task=f"file:{out/'deutsch.csv'}", methods="kd", epochs=2, batch_size=4)
+    row = run(cfg, out, say=lambda *a, **k: said.append(" ".join(map(str, a))))
+    assert "language=other" in cfg.task and row["train_examples"] == len(own_data(cfg.task, out/"cache")["train"])
+    assert any("not English" in s for s in said)
+
+
+def test_papermill_takes_a_file(reviews, out):
+    done = subprocess.run([sys.executable, "-m", "papermill", "nbs/run.ipynb", str(out/"run.ipynb"), "-p", "task", f"file:{reviews}?label=Verdict, final", "-p", "methods", "qat",
+                           "-p", "limit", "32", "-p", "epochs", "1", "-p", "outputs", str(out), "--no-progress-bar"], capture_output=True, text=True, cwd=os.path.dirname(os.path.dirname(__file__)))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {*load_results(out)["methods"]} == {"", "qat"} and "re views.csv" in (out/"run.ipynb").read_text()
+
+
+def test_equal_texts_stay_on_one_side_and_every_class_is_learnt():
+    rng = np.random.default_rng(0)
+    for n, classes in ((30, 2), (200, 3), (500, 12)):
+        texts, labels = [f"t{v}" for v in rng.integers(0, n//2, n)], rng.integers(0, classes, n)
+        held = held_back(texts, labels)
+        assert not {t for t, h in zip(texts, held) if h} & {t for t, h in zip(texts, held) if not h}
+        assert {*labels[~held]} == {*labels} and 0.05 < held.mean() < 0.4
+        assert (held == held_back(texts, labels)).all()
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.binary(max_size=200), ending=st.sampled_from([".csv", ".tsv", ".jsonl", ".json", ".parquet"]))
+def test_no_file_makes_anything_but_a_clear_error(tmp_path, data, ending):
+    path = tmp_path/f"f{ending}"
+    for content in (data, b"text,label\n" + data, b'{"text": "a", "label": 1}\n' + data):
+        path.write_bytes(content)
+        try: resolve(f"file:{path}")
+        except ValueError as e: assert path.name in str(e) and len(str(e)) < 600
+
+
+@pytest.mark.parametrize("content, told", [
+    ('text,label\n"never closed,a\nb,c\n', "row 1"), ("text,label\n\n\na fine text,1\n", "1 different texts|all 1 rows"), ("[1, 2]", "row 1 is '1'"), ("[{}", "cannot be read as JSON"),
+    ('{"text": {"a": 1}, "label": 1}\n{"text": "x", "label": 2}', "row 1, column 'text'"), ('{"text": "x", "label": NaN}\n{"text": "y", "label": 2}', "row 1 has nothing in column 'label'")])
+def test_other_mistakes_name_their_place(tmp_path, content, told):
+    path = tmp_path/("f.csv" if content.startswith("text") else "f.json")
+    path.write_text(content)
+    with pytest.raises(ValueError, match=told): resolve(f"file:{path}")
+
+
+def test_crlf_quotes_and_line_breaks_in_a_text(tmp_path):
+    (tmp_path/"f.csv").write_bytes(b'text,label\r\n"a ""quoted"" text,\r\nof two lines",x\r\nplain,y\r\n')
+    columns, _ = read_columns(tmp_path/"f.csv")
+    assert columns["text"] == ['a "quoted" text,\r\nof two lines', "plain"] and guess_columns(columns) == (("text",), "label")
+
+
+def test_class_names_and_order_of_a_data_set_are_kept(tmp_path):
+    import datasets
+    names = ["zebra", "ape", "fox"]
+    d = datasets.Dataset.from_dict(dict(text=[f"text number {i}" for i in range(30)], label=[i % 3 for i in range(30)]), features=datasets.Features(text=datasets.Value("string"), label=datasets.ClassLabel(names=names)))
+    task = own(datasets.DatasetDict(train=d, validation=d.select(range(9))), outputs=tmp_path)
+    assert own_task(task).labels == tuple(names) and own_data(task, tmp_path)["validation"]["label"][:3] == [0, 1, 2]
+    assert own(datasets.DatasetDict(train=d, validation=d.select(range(9))), outputs=tmp_path) == task
