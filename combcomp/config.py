@@ -200,21 +200,21 @@ def portable(task:str) -> str: # the full name without folders
     query = "&".join(re.sub(r"(?<==).*(?:/|%2F)", "", q) if q.startswith("validation=") else q for q in (m["query"] or "").split("&"))
     return f"file:{task_title(task)}" + f"?{query}"*bool(query) + f"#{m['digest']}"*bool(m["digest"])
 
-# %% ../nbs/01_config.ipynb #7f5351f6
+# %% ../nbs/01_config.ipynb #158eed98
 @dataclass(frozen=True)
 class Run:
     "Everything that decides a result; unknown names and values raise ValueError"
-    family: str = "minilm" # bert, minilm, or the hub name or folder of any BERT classifier
-    size: str = "l1" # bert: large to tiny; minilm: l6 to l1; others: full, or l<k> for k evenly spaced layers
-    task: str = "supersense" # one of the eight of GLUE, of the five of the WordNet suite, or file:reviews.csv
-    methods: str = "" # any subset of kd, qat, mp (and ptq), kept in canonical form
+    family: str = "minilm" # minilm (comes with pip), bert (from the hub), or the hub name or folder of any BERT
+    size: str = "l1" # minilm: l6 l4 l3 l2 l1; bert: large base medium small mini tiny; others: full or l<k>
+    task: str = "supersense" # supersense accept wic hypernym glosssim, GLUE: cola sst2 mrpc stsb qqp mnli qnli rte, or file:<a file of your own>
+    methods: str = "" # any subset of kd, qat, mp; options in brackets after each; none for no compression
     seed: int = 0 # of initialisation, order, dropout and augmentation
     limit: int | None = None # training examples used; None is all
     epochs: float = 3.0 # passes over the training set, of each stage
     batch_size: int = 32 # examples a step
     lr: float | None = None # peak learning rate; None is the size's own
     max_length: int = 128 # tokens after which a text is cut
-    teacher: str = "" # hub name or folder of a fine-tuned teacher; "" trains the family's largest
+    teacher: str = "" # a fine-tuned teacher of your own (hub name, folder, or packed file); "" trains the family's largest
     def __post_init__(self): _check_run(self)
 
 # %% ../nbs/01_config.ipynb #fb52b98d

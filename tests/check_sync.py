@@ -27,11 +27,11 @@ def project(root):
 
 
 def changed_by(command, root=ROOT):
-    "The files that an nbdev command would change, add or not write: found in a copy without the exported modules"
+    "The files that an nbdev command would change, add or not write: found in a copy without the exported modules (`__init__` and `__main__` are written by hand)"
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         for name, text in project(root).items():
-            exported = re.match(r"combcomp/(?!__init__)", name)
+            exported = re.match(r"combcomp/(?!__(init|main)__)", name)
             if command == "nbdev_export" and exported: continue
             (copy/name).parent.mkdir(exist_ok=True)
             (copy/name).write_text(text, encoding="utf-8")
