@@ -18,7 +18,7 @@ typed = $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(v
 wrong = $(strip $(filter-out $(1) PYTHON VENV,$(typed)))
 given = $(foreach p,$(1),$(if $(filter command,$(firstword $(origin $(p)))),-p $(p) $(call quoted,$(p))))
 
-.PHONY: help venv run grid speed ablations results report test clean export readme notebook lab
+.PHONY: help venv run grid speed ablations results report site test clean export readme notebook lab
 
 help: ## list the targets
 	@echo "make run methods=kd,mp,qat size=l1 task=accept seed=3    one run; parameters: methods $(PARAMETERS)"
@@ -79,6 +79,9 @@ results: $(READY) ## make table1, figure1 and findings from the released rows: f
 
 report: $(READY) ## the three result notebooks as one HTML file, outputs/report.html
 	@$(IN) python -c "from combcomp.report import report; print('written', report(['nbs/findings.ipynb', 'nbs/table1.ipynb', 'nbs/figure1.ipynb'], 'outputs/report.html'))"
+
+site: $(READY) ## the notebooks as a static site, _docs/html
+	@$(IN) python .site/build.py
 
 readme: $(READY) ## write README.md from nbs/index.ipynb
 	@$(IN) python tests/check_sync.py readme --fix

@@ -5,7 +5,7 @@ from importlib import import_module as _import_module
 from types import ModuleType as _ModuleType
 
 # Public names and the modules they come from. A name loads its module, and with it torch, only when it is used.
-_NAMES = dict(Run="config", run="grid", grid="grid", load_results="results", pack="pack", unpack="pack", sizes="models", export="export", load_exported="export", bench="speed", max_reduction="stats", interactions="stats", recommend="stats", own="own")
+_NAMES = dict(Run="config", run="grid", grid="grid", load_results="results", pack="pack", unpack="pack", sizes="models", export="export", load_exported="export", bench="speed", max_reduction="stats", interactions="stats", recommend="stats", own="own", save_pretrained="hub", load="hub", push_to_hub="hub")
 __all__ = list(_NAMES)
 
 

@@ -176,7 +176,7 @@ def canonical(
 # %% ../nbs/01_config.ipynb #ef07c51f
 SUBSETS = ("", "kd", "mp", "qat", "kd,mp", "kd,qat", "mp,qat", "kd,mp,qat") # canonical, smallest first
 
-# %% ../nbs/01_config.ipynb #10774d9c
+# %% ../nbs/01_config.ipynb #d8c61224
 FILE = re.compile(r"file:(?P<path>[^?#]+)(?:\?(?P<query>[^#]*))?(?:#(?P<digest>[0-9a-f]{12}))?")
 
 def known_task(task:str) -> str: # its full name
@@ -188,17 +188,17 @@ def known_task(task:str) -> str: # its full name
     if os.path.splitext(str(task))[1]: reject("Run", "task", task, f"a name, or file: and a path, as in 'file:{task}'")
     reject("Run", "task", task, (*WORDNET, *GLUE, "file:<a file of your own>"))
 
+def _last(path): return re.split(r"[/\\]|%2F|%5C", path.rstrip("/\\"), flags=re.I)[-1] # part of a path
+
 def task_title(task:str) -> str: # of a file: its name without the folder
     "A task as people should read it"
-    m = FILE.fullmatch(task)
-    return re.split(r"[/\\]", m["path"])[-1] if m else task
+    return re.split("[?#]", portable(task).removeprefix("file:"))[0]
 
 def portable(task:str) -> str: # the full name without folders
     "The name of a task without what is only true on this machine"
-    m = FILE.fullmatch(task)
-    if not m: return task
-    query = "&".join(re.sub(r"(?<==).*(?:/|%2F)", "", q) if q.startswith("validation=") else q for q in (m["query"] or "").split("&"))
-    return f"file:{task_title(task)}" + f"?{query}"*bool(query) + f"#{m['digest']}"*bool(m["digest"])
+    if not task.startswith("file:"): return task
+    path, rest = re.fullmatch(r"file:([^?#]*)(.*)", task, re.S).groups()
+    return f"file:{_last(path)}" + re.sub("(?<=validation=)[^&#]*", lambda m: _last(m[0]), rest)
 
 # %% ../nbs/01_config.ipynb #158eed98
 @dataclass(frozen=True)
