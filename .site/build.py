@@ -23,11 +23,12 @@ def section(stem):
     return next((s for s, pattern in SECTIONS.items() if re.fullmatch(pattern, stem)), None)
 
 
-def relinked(text, repository):
-    "Links of a notebook as links of a page: figures beside it, what is no page in the repository"
+def relinked(text, repository, output=False):
+    "Links of a notebook as links of a page: figures beside it, what is no page in the repository; in outputs Sphinx resolves none"
     def link(m):
         target, mark, anchor = m[2].partition("#")
-        if re.match(r"[a-z]+:", m[2]) or not target or target.endswith(".ipynb"): return m[0]
+        if re.match(r"[a-z]+:", m[2]) or not target: return m[0]
+        if target.endswith(".ipynb"): return m[1] + target.replace(".ipynb", ".html") + mark + anchor if output else m[0]
         path = posixpath.normpath("nbs/" + target)
         return m[1] + (path if path.startswith("figures/") else f"{repository}/blob/main/{path}{mark}{anchor}")
     return re.sub(r"(\]\()([^\s)]+)", link, text)
@@ -44,7 +45,7 @@ def page(notebook, repository):
         if cell["cell_type"] == "markdown": cells.append(dict(cell, source=relinked(re.sub("^# ", "## ", source) if cells else source, repository))); continue
         outputs = [o for o in cell["outputs"] if o.get("name") != "stderr"]
         for o in outputs:
-            if "text/markdown" in o.get("data", {}): o["data"]["text/markdown"] = relinked("".join(o["data"]["text/markdown"]), repository)
+            if "text/markdown" in o.get("data", {}): o["data"]["text/markdown"] = relinked("".join(o["data"]["text/markdown"]), repository, True)
         cells.append(dict(cell, source=source, outputs=outputs, metadata=dict(tags=["remove-input"] if "echo: false" in options else [])))
     return dict(notebook, cells=cells)
 

@@ -29,16 +29,16 @@ def base(methods:str) -> str: # one of the eight subsets
     names = {*re.findall(r"[a-z]+", re.sub(r"\([^)]*\)", "", methods))}
     return canonical(",".join(sorted("qat" if n == "ptq" else n for n in names)))
 
-# %% ../nbs/17_plots.ipynb #3e4ba1f0
+# %% ../nbs/17_plots.ipynb #deac98b1
 def score_size(
-    results, # a DataFrame of rows of one family
+    results, # a DataFrame of rows of one family, or what `averages` has made of them
     size:str="mb_file", # which of the sizes, or of the latencies
     ax=None, # axes to draw on
     draws=None, # `replicate(results)`, for intervals
 ): # the axes
     "Score against decreasing size or latency: the points of each combination, and a line along its front"
     ax = ax or plt.subplots()[1]
-    table = averages(results, size, draws)
+    table = results if "mb" in results else averages(results, size, draws)
     for combination, rows in sorted(table.groupby("combination"), key=lambda g: (SUBSETS.index(base(g[0])), g[0])): _curve(ax, combination, rows.sort_values("mb"))
     for _, r in table[table["methods"] == ""].iterrows(): ax.annotate(r["size"], (r["mb"], r["mean"]), xytext=(0, 8), textcoords="offset points", ha="center", fontweight="bold", path_effects=HALO)
     return _size_axis(ax, size)

@@ -80,6 +80,8 @@ def stale_readme(root=ROOT):
 
 
 RESULTS = ("table1", "figure1", "findings") # they read committed rows only, and write figures and tables
+REMADE = (*RESULTS, "explore") # that one writes nothing
+VIEW = "application/vnd.jupyter.widget-view+json" # of controls that only the kernel knows which made them
 
 
 def executed(name, into=None, root=ROOT):
@@ -89,9 +91,10 @@ def executed(name, into=None, root=ROOT):
     notebook = nbformat.read(root/"nbs"/f"{name}.ipynb", as_version=4)
     (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     source = cell.source
-    if into: cell.source += f"\ninto = {str(into)!r}"
-    NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(root/"nbs")}}).execute()
+    if into and name in RESULTS: cell.source += f"\ninto = {str(into)!r}"
+    NotebookClient(notebook, timeout=900, kernel_name="python3", store_widget_state=False, resources={"metadata": {"path": str(root/"nbs")}}).execute()
     cell.source = source
+    for output in (o for c in notebook.cells for o in c.get("outputs", [])): output.get("data", {}).pop(VIEW, None)
     return notebook
 
 
@@ -113,7 +116,7 @@ def differing(made, root):
     return [n for n in names if not (root/n).is_file() or shows(root/n) is None or shows(root/n) != shows(made/n)]
 
 
-def stale_results(root=ROOT, names=RESULTS):
+def stale_results(root=ROOT, names=REMADE):
     "Figures, tables and generated prose that the committed rows no longer give, and figures and tables that nothing makes"
     with tempfile.TemporaryDirectory() as folder:
         stale = [f"nbs/{n}.ipynb" for n in names if said(executed(n, folder, root)) != said(json.loads((root/"nbs"/f"{n}.ipynb").read_text(encoding="utf-8")))]
@@ -126,7 +129,7 @@ def stale_results(root=ROOT, names=RESULTS):
 def make_results():
     "Run the result notebooks in place, and keep what they say"
     import nbformat
-    for name in RESULTS:
+    for name in REMADE:
         notebook = executed(name)
         for cell in notebook.cells:
             if cell.cell_type == "code": cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]

@@ -48,8 +48,8 @@ def test_wrong_parameters_fail_before_anything_is_done(tmp_path, wrong, message)
 @pytest.mark.parametrize("notebook, wrong, message", [
     ("ablations", dict(sizes="l1"), "did you mean 'size'"), ("ablations", dict(make=False), "138 of 138 rows are missing"), ("ablations", dict(task="accept"), "parameter='task'"),
     ("speed", dict(mesure="all"), "did you mean 'measure'"), ("speed", dict(measure="trainin"), "did you mean 'training'"), ("figure1", dict(task="accept"), "did you mean 'tasks'"),
-    ("table1", dict(tolerence=1), "did you mean 'tolerance'"), ("table1", dict(size="mb_disk"), "no column mb_disk"), ("findings", dict(tasks="cola"), "make grid"), ("findings", dict(tolerance=-1), "tolerance -1"), ("figure1", dict(limits="acept=5"), "task=number"),
-    ("grid", dict(size="l1"), "did you mean 'sizes'"), ("grid", dict(limits="accept=few", dry_run=True), "task=number"), ("grid", dict(engine="rai", dry_run=True), "did you mean 'ray'"), ("grid", dict(methods="qat; kd,mpp", dry_run=True), "did you mean 'mp'")])
+    ("table1", dict(tolerence=1), "did you mean 'tolerance'"), ("table1", dict(size="mb_disk"), "no column mb_disk"), ("findings", dict(tasks="cola"), "make grid"), ("findings", dict(tolerance=-1), "tolerance -1"), ("explore", dict(tolerence=1), "did you mean 'tolerance'"), ("figure1", dict(limits="acept=5"), "task:number"),
+    ("grid", dict(size="l1"), "did you mean 'sizes'"), ("grid", dict(limits="accept=few", dry_run=True), "task:number"), ("grid", dict(engine="rai", dry_run=True), "did you mean 'ray'"), ("grid", dict(methods="qat; kd,mpp", dry_run=True), "did you mean 'mp'")])
 def test_result_notebooks_tell_what_is_wrong(tmp_path, notebook, wrong, message):
     known = papermill.inspect_notebook(str(REPO/"nbs"/f"{notebook}.ipynb"))
     assert known and all(p["help"] for p in known.values())

@@ -6,7 +6,7 @@ import pytest
 import check_sync
 from conftest import REPO
 
-TARGETS = "run grid table1 figure1 speed ablations findings".split()
+TARGETS = "run grid table1 figure1 speed ablations findings explore".split()
 NOTEBOOKS = sorted((REPO/"nbs").glob("*.ipynb"))
 LIBRARY = [p for p in NOTEBOOKS if re.match(r"\d\d_", p.name) and not p.name.startswith("00_")]
 each = lambda paths: pytest.mark.parametrize("path", paths, ids=lambda p: p.stem)
