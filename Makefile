@@ -65,7 +65,7 @@ test: $(READY) ## everything CI checks
 	@echo "== 4/5 the notebooks run"
 	@$(IN) OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing
 	@echo "== 5/5 tests/"
-	@$(IN) OMP_NUM_THREADS=1 pytest -q -n 2 --dist loadfile
+	@$(IN) OMP_NUM_THREADS=1 pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 	@echo "All five passed."
 
 clean: $(READY) ## strip notebooks of what does not belong into git (nbdev_clean)
