@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'SUITES', 'ENGINES', 'model_file', 'find_teacher', 'training_set', 'evaluate', 'label', 'unfinished',
-           'Superseded', 'measured', 'made', 'claimed', 'hush', 'quiet', 'run', 'runs', 'study', 'state', 'is_open',
+           'Superseded', 'measured', 'made', 'claimed', 'hush', 'hushed', 'run', 'runs', 'study', 'state', 'is_open',
            'status', 'attempt', 'progress_line', 'time_left', 'calm', 'forecast', 'GridFailed', 'grid']
 
 # %% ../nbs/15_grid.ipynb #539d6df7
@@ -236,14 +236,14 @@ def _prepare(cfg, out, say, **more):
         with claimed(n, out, say=say) as holder:
             if not made(n, out): _make(n, out, say, holder, **more)
 
-# %% ../nbs/15_grid.ipynb #eeae476a
+# %% ../nbs/15_grid.ipynb #d343b60a
 def hush():
     "Keep libraries from drawing bars and reports between our lines"
     import datasets, transformers
     transformers.logging.set_verbosity_error(); transformers.logging.disable_progress_bar(); datasets.disable_progress_bars()
 
 @contextmanager
-def quiet():
+def hushed():
     "Inside a block, `hush`; after it, as before"
     import datasets, transformers
     log = transformers.logging
@@ -255,7 +255,7 @@ def quiet():
         if bar: log.enable_progress_bar()
         if bars: datasets.enable_progress_bars()
 
-# %% ../nbs/15_grid.ipynb #0c646d08
+# %% ../nbs/15_grid.ipynb #d6d53e14
 def run(
     cfg:Run,
     outputs=None, # folder of rows, models and caches; None is the project's outputs/
@@ -269,8 +269,8 @@ def run(
     measure, out = _wanted(measure), writable(outputs_dir(outputs))
     more = dict(checkpoint=checkpoint, report_to=report_to); tracking(report_to)
     if force or read_row(cfg.id, out) is None:
-        with quiet(): _prepare(cfg, out, say, **more)
-    with quiet(), claimed(cfg, out, say=say) as holder:
+        with hushed(): _prepare(cfg, out, say, **more)
+    with hushed(), claimed(cfg, out, say=say) as holder:
         row = None if force else read_row(cfg.id, out)
         if row: say(f"{label(cfg)} is done ({cfg.id}, score {row['score']:.1f}); force=True runs it again", flush=True)
         else: _make(cfg, out, say, holder, **more)

@@ -14,7 +14,7 @@ from .config import FILE, atomically, outputs_dir, portable, reject, root, shown
 from .tasks import Task, _saved
 
 # %% auto #0
-__all__ = ['ENDINGS', 'LABELS', 'PAIRS', 'TEXTS', 'COMMON', 'LONGEST', 'CLASSES', 'HELD', 'OPTIONS', 'read_columns',
+__all__ = ['ENDINGS', 'LABELS', 'PAIRS', 'TEXTS', 'CLASSES', 'COMMON', 'LONGEST', 'FARTHEST', 'HELD', 'OPTIONS', 'read_columns',
            'guess_columns', 'guess_kind', 'english', 'held_back', 'resolve', 'own_task', 'own_data', 'weigh', 'own']
 
 # %% ../nbs/21_own.ipynb #c7934897
@@ -26,7 +26,7 @@ def _text(path):
     if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:1000]: raise ValueError(f"{path.name}: this is UTF-16 or no text at all; save it as UTF-8")
     return data.decode("utf-8-sig", "surrogateescape")
 
-# %% ../nbs/21_own.ipynb #1316a61f
+# %% ../nbs/21_own.ipynb #4b1de4ea
 def _csv_rows(path):
     "Rows of a CSV file as dicts, its delimiter found in the header; ValueError for a row of another length"
     text = _text(path)
@@ -35,7 +35,7 @@ def _csv_rows(path):
     before, out, header = csv.field_size_limit(2**31 - 1), [], None
     try:
         for row in rows:
-            if header is None: header = row; continue
+            if header is None: header = [name.strip() for name in row]; continue
             if row and len(row) != len(header): raise ValueError(f"{path.name}: row {len(out) + 1} (line {rows.line_num}) has {len(row)} fields, the header has {len(header)}; texts that hold the delimiter must stand in quotes")
             if row: out.append(dict(zip(header, row)))
     except csv.Error as e: raise ValueError(f"{path.name}: row {len(out) + 1} (line {rows.line_num}) cannot be read: {e}") from None
@@ -117,7 +117,9 @@ def guess_columns(
     label = label or _guess_label(columns, texts or _guess_texts(columns, None))
     return texts or _guess_texts(columns, label), label
 
-# %% ../nbs/21_own.ipynb #dc12f097
+# %% ../nbs/21_own.ipynb #fc30a0bd
+CLASSES = 100 # of a task, at most
+
 def _numbers(values):
     "Values as numbers, or None if one of them is none"
     try: return [float(v) for v in values]
@@ -126,9 +128,11 @@ def _numbers(values):
 def guess_kind(
     values:list, # of the label column
 ) -> str: # classification or regression
-    "Numbers with fractions, or with more than 20 different values, are to be predicted as numbers"
+    "Numbers with fractions, or with more than 20 different values, are to be predicted as numbers; ids from 0 on that repeat are classes"
     found = _numbers(values)
-    return "regression" if found and (any(v != int(v) for v in found if np.isfinite(v)) or len({*found}) > 20) else "classification"
+    if not found or len(many := {*found}) <= 20 and all(v == int(v) for v in found if np.isfinite(v)): return "classification"
+    ids = many == {*range(len(many))} and len(many) <= min(CLASSES, len(found)/4)
+    return "classification" if ids else "regression"
 
 # %% ../nbs/21_own.ipynb #5f372e40
 COMMON = frozenset("the of and to a in is that it for on was with as be this are not have at by you from but they an or we his her there their".split())
@@ -140,8 +144,8 @@ def english(
     words = [w for t in texts[:500] for w in re.findall(r"[^\W\d_]+", t.lower())]
     return sum(w in COMMON for w in words) >= len(words)/12
 
-# %% ../nbs/21_own.ipynb #7f9f7bec
-LONGEST, CLASSES = 100_000, 100 # characters of a text; classes of a task
+# %% ../nbs/21_own.ipynb #9f2ae177
+LONGEST, FARTHEST = 100_000, 20 # characters of a text; largest number to be predicted
 
 def _missing(v):
     "Is nothing there?"
@@ -183,12 +187,14 @@ def _words(name, values, label, rows, known):
         if re.search("[\ud800-\udfff]", w): raise ValueError(f"{name}: row {i}, column {label!r} is no UTF-8; save the file as UTF-8")
     return words
 
-# %% ../nbs/21_own.ipynb #999079a7
+# %% ../nbs/21_own.ipynb #61e1869d
 def _values(name, values, label, rows, known):
     "Labels of a regression as numbers; ValueError for one that is none"
     for i, v in zip(rows, values):
         if not (f := _numbers([v])) or not np.isfinite(f[0]): raise ValueError(f"{name}: row {i} has {str(v)[:40]!r} in column {label!r}, and that is no number; kind=classification takes words")
-    return _numbers(values)
+    found = _numbers(values)
+    if (far := max(found, key=abs)) and abs(far) > FARTHEST: raise ValueError(f"{name}: row {rows[found.index(far)]} has {far:g} in column {label!r}; a model learns numbers up to about {FARTHEST}: divide all of them, or is this a class (kind=classification)?")
+    return found
 
 # %% ../nbs/21_own.ipynb #96b23c91
 HELD = 5000 # rows held back, at most
