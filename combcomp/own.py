@@ -167,7 +167,7 @@ def _check_texts(name, columns, texts, rows):
             if len(v) > LONGEST: raise ValueError(f"{name}: row {i}, column {c!r} has {len(v):,} characters; at most {LONGEST:,} are read (a quote that is never closed?)")
             if bad := re.search("[\ud800-\udfff]", v): raise ValueError(f"{name}: row {i}, column {c!r} is no UTF-8 after {v[max(0, bad.start() - 20):bad.start()]!r}; save the file as UTF-8, or convert it: iconv -f latin1 -t utf-8")
 
-# %% ../nbs/21_own.ipynb #2b94f70c
+# %% ../nbs/21_own.ipynb #5db4f280
 def _written(value):
     "A label as text: 3.0 and 3 are the same one"
     return str(int(value)) if isinstance(value, float) and value == int(value) else str(value).strip()
@@ -180,6 +180,7 @@ def _classes(name, words, label, rows, known):
     if len(every) > CLASSES: raise ValueError(f"{name}: column {label!r} has {len(every)} different values, {words[0]!r} in row {rows[0]} for one; at most {CLASSES} classes are possible. Is it the right column? label= names another, kind=regression predicts numbers")
     return every
 
+# %% ../nbs/21_own.ipynb #7e2db492
 def _words(name, values, label, rows, known):
     "Labels as text; ValueError for what is no UTF-8"
     words = [*map(_written, values)] if not known else [known[v] for v in values]
@@ -217,7 +218,7 @@ def held_back(
     mask = np.array([t in away for t in texts])
     return mask if regression else mask & np.isin(y, y[~mask])
 
-# %% ../nbs/21_own.ipynb #61a92ef5
+# %% ../nbs/21_own.ipynb #43b3d619
 OPTIONS = dict(text=None, label=None, validation=None, kind=("classification", "regression"), language=("english", "other"), missing=("drop",))
 
 def _parts(task):
@@ -232,6 +233,7 @@ def _parts(task):
     if more := [k for k, v in options.items() if len(v) > 1 + (k == "text")]: raise ValueError(f"file task: {more[0]} stands too often in {task[:80]!r}; text may stand twice, the rest once")
     return m["path"], {k: v if k == "text" else v[0] for k, v in options.items()}, m["digest"]
 
+# %% ../nbs/21_own.ipynb #e2614c8e
 def _full(path, options, digest):
     "The full name"
     ordered = [(k, v) for k in OPTIONS for v in (options.get(k) if k == "text" else [options.get(k)]) or [] if v]
@@ -250,7 +252,7 @@ def _side(file, options):
     labels = (_values if options.get("kind") == "regression" else _words)(file.name, columns[label], label, rows, known.get(label))
     return [columns[c] for c in options["text"]], labels, rows, known.get(label)
 
-# %% ../nbs/21_own.ipynb #2efeddca
+# %% ../nbs/21_own.ipynb #7461230d
 @lru_cache(4)
 def _split(name, file, validation=None):
     "{split: (texts, labels)} and the names of classes"
@@ -265,6 +267,7 @@ def _split(name, file, validation=None):
     if new is not None: raise ValueError(f"{validation.name}: row {rows[new]} has {theirs[new][:40]!r} in column {options['label']!r}, which {file.name} never has; nothing can learn it")
     return dict(train=(texts, ids(labels)), validation=(held, ids(theirs))), names
 
+# %% ../nbs/21_own.ipynb #d5ce2d28
 def _parted(name, texts, labels, names):
     "A file in two parts"
     try: held = held_back([*zip(*texts)], labels, names is None)
@@ -272,13 +275,14 @@ def _parted(name, texts, labels, names):
     part = lambda mask: ([[v for v, m in zip(t, mask) if m] for t in texts], [v for v, m in zip(labels, mask) if m])
     return dict(train=part(~held), validation=part(held))
 
-# %% ../nbs/21_own.ipynb #30c88be6
+# %% ../nbs/21_own.ipynb #c24775bd
 def _place(path):
     "Where a file is: from the working directory, else from the project; FileNotFoundError naming both"
     for folder in (Path.cwd(), root()):
         if (folder/path).is_file(): return (folder/path).resolve()
     raise FileNotFoundError(f"there is no file {path!r}, neither from the working directory nor from {root().name}/; give the whole path")
 
+# %% ../nbs/21_own.ipynb #eeabce9e
 def _digest(files):
     "12 hex digits over the content of some files"
     h = hashlib.sha256()

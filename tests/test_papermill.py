@@ -53,7 +53,7 @@ def test_wrong_parameters_fail_before_anything_is_done(tmp_path, wrong, message)
 def test_result_notebooks_tell_what_is_wrong(tmp_path, notebook, wrong, message):
     known = papermill.inspect_notebook(str(REPO/"nbs"/f"{notebook}.ipynb"))
     assert known and all(p["help"] for p in known.values())
-    where = dict(outputs=tmp_path/"empty") if "outputs" in known else dict(results=REPO/"outputs", into=tmp_path) if "results" in known else {}
+    where = dict(outputs=tmp_path/"empty") if "outputs" in known else {k: v for k, v in dict(results=REPO/"outputs", into=tmp_path).items() if k in known}
     done = execute([tmp_path/"out.ipynb", *flags(**where, **wrong)], tmp_path, notebook)
     assert done.returncode != 0 and message in done.stderr, done.stderr[-1500:]
 
