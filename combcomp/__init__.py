@@ -1,6 +1,6 @@
 "Which combination of distillation, quantization and pruning makes a BERT classifier smallest at the score you need?"
 __version__ = "0.1.0"
-import sys as _sys
+import logging as _logging, sys as _sys
 from importlib import import_module as _import_module
 from types import ModuleType as _ModuleType
 
@@ -20,5 +20,9 @@ class _Lazy(_ModuleType):
 
     def __dir__(self): return sorted({*super().__dir__(), *_NAMES})
 
+
+# transformers loads torchao where it is installed, and what that has to say about its kernels would stand between our lines
+for _name in ("torchao", "torch.utils._pytree"):
+    if not _logging.getLogger(_name).level: _logging.getLogger(_name).setLevel(_logging.ERROR)
 
 _sys.modules[__name__].__class__ = _Lazy

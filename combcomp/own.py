@@ -387,7 +387,7 @@ def own(
         if k not in OPTIONS: reject("own", "option", k, OPTIONS)
     return resolve(_full(str(data), given, "").rstrip("#"))
 
-# %% ../nbs/21_own.ipynb #494fcfb7
+# %% ../nbs/21_own.ipynb #ae5bbafe
 def _filed(data, name, outputs, options):
     "Write a data set in memory to parquet; its path, and the options with that of its second split"
     if hasattr(data, "keys") and "train" in data.keys():
@@ -399,9 +399,11 @@ def _filed(data, name, outputs, options):
 def _file(data, name, outputs):
     "The path of a data set written to parquet, named by its content"
     from datasets import Dataset
+    from pyarrow import parquet
     if type(data).__name__ == "DataFrame": data = Dataset.from_pandas(data, preserve_index=False)
     if not isinstance(data, Dataset): raise TypeError(f"own: a {type(data).__name__} is no task; give a path, a datasets.Dataset or DatasetDict, or a pandas DataFrame")
-    buffer = io.BytesIO(); data.to_parquet(buffer)
+    table = data.with_format("arrow")[:].cast(data.features.arrow_schema) # `to_parquet` would draw a bar
+    parquet.write_table(table, buffer := io.BytesIO())
     path = outputs_dir(outputs)/"data"/f"{name}-{hashlib.sha256(buffer.getvalue()).hexdigest()[:8]}.parquet"
     atomically(path, lambda p: Path(p).write_bytes(buffer.getvalue()))
     return shown(path)

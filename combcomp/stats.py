@@ -96,19 +96,19 @@ def points(
     largest = p.groupby(["family", "size"])["mb"].transform("max")
     return p.assign(_largest=largest).sort_values(["family", "task", "_largest", "methods"], ascending=[True, True, False, True], ignore_index=True).drop(columns="_largest")
 
-# %% ../nbs/16_stats.ipynb #18fba158
+# %% ../nbs/16_stats.ipynb #89f81863
 def mean_curve(
     p, # `points`
     scores=None, # (draws, points), other scores of the same points
 ): # points of the mean over tasks, called `mean`, and their scores (draws, points)
     "One curve of mean scores for each family: the points that all of its tasks have"
     scores = p["score"].to_numpy()[None] if scores is None else scores
-    wanted, rows, kept = p.groupby("family")["task"].nunique(), [], []
-    for (family, size, methods), g in p.groupby(["family", "size", "methods"], sort=False):
-        if len(g) < wanted[family]: continue
-        kept.append(scores[:, g.index].mean(1))
-        rows.append(dict(g.iloc[0], task="mean", score=g["score"].mean(), mb=g["mb"].mean(), seeds=g["seeds"].min()))
-    return pd.DataFrame(rows, columns=p.columns), np.stack(kept, 1) if kept else np.empty((len(scores), 0))
+    same = ["family", "size", "methods"]
+    p = p.assign(_at=np.arange(len(p)))[p.groupby(same)["task"].transform("size") == p.groupby("family")["task"].transform("nunique")]
+    groups = p.groupby(same, sort=False)
+    rows = groups.first().assign(task="mean", **groups[["score", "mb"]].mean(), seeds=groups["seeds"].min())
+    kept = [scores[:, g].mean(1) for g in groups["_at"].agg(list)]
+    return rows.reset_index()[[c for c in p if c != "_at"]], np.stack(kept, 1) if kept else np.empty((len(scores), 0))
 
 # %% ../nbs/16_stats.ipynb #47552551
 def front(
@@ -478,14 +478,14 @@ def _no_fit(table, wanted):
     asked, has = ", ".join(f"{k} {LIMITS[k]} {v:g}" for k, v in wanted.items()), ", ".join(f"{k} {r[k]:.4g}" for k in {**wanted, "score": 0})
     return f"no run fits {asked}; the nearest of {len(table)} is {r['size']} {r['methods'] or 'none'}: {has}"
 
-# %% ../nbs/16_stats.ipynb #9e1abc6b
+# %% ../nbs/16_stats.ipynb #1f45f5a2
 def _ranked(table, scores, fits, wanted):
     "What fits, best first, each with why it stands there"
     costs = ["megabytes"] + ["milliseconds"]*("milliseconds" in wanted)
     order = ["megabytes", "score"] if "score" in wanted else ["score", "megabytes"]
     kept = table[fits].sort_values(order, ascending=[k != "score" for k in order])
     kept = kept.assign(best=_first(kept, scores[1:], wanted) if len(scores) > 1 else np.nan)
-    return kept.assign(why=[_why(r, kept, costs, i) for i, (_, r) in enumerate(kept.iterrows())]).reset_index(drop=True)
+    return kept.assign(why=_why(kept, costs)).reset_index(drop=True)
 
 # %% ../nbs/16_stats.ipynb #f74a5f03
 def _first(kept, draws, wanted):
@@ -495,14 +495,14 @@ def _first(kept, draws, wanted):
     first = (value == value.max(1, keepdims=True)) & (value > -np.inf)
     return (first/np.maximum(first.sum(1, keepdims=True), 1)).mean(0)
 
-# %% ../nbs/16_stats.ipynb #9675587f
-def _why(r, kept, costs, place):
-    "Best, dominated by what, or neither"
-    if place == 0: return "first"
-    beats = kept[(kept["score"] >= r["score"]) & np.logical_and.reduce([kept[c] <= r[c] for c in costs])].drop(index=r.name)
-    if not len(beats): return "on the front: trades score for size"
-    b = beats.iloc[0]
-    return f"dominated by {b['size']} {b['methods'] or 'none'}: {b['score'] - r['score']:+.1f} points, {b['megabytes'] - r['megabytes']:+.1f} MB"
+# %% ../nbs/16_stats.ipynb #bbae27bd
+def _why(kept, costs):
+    "Of each, best first: first, dominated by what, or neither"
+    names = [f"{size} {methods or 'none'}" for size, methods in zip(kept["size"], kept["methods"])]
+    score, spent, away = kept["score"].to_numpy(), kept[costs].to_numpy(), lambda v, i, j: f"{v[j] - v[i]:+.1f}"
+    beats = lambda i: [j for j in np.flatnonzero((score >= score[i]) & (spent <= spent[i]).all(1)) if j != i]
+    told = lambda i, j: f"dominated by {names[j]}: {away(score, i, j)} points, {away(spent[:, 0], i, j)} MB"
+    return ["first" if i == 0 else told(i, b[0]) if (b := beats(i)) else "on the front: trades score for size" for i in range(len(kept))]
 
 # %% ../nbs/16_stats.ipynb #38a2b3fb
 LIMITS = dict(megabytes="at most", milliseconds="at most", score="at least")

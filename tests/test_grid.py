@@ -135,7 +135,7 @@ def test_a_run_that_kills_its_process_fails_and_the_others_are_made(out):
 
 
 def test_a_teacher_and_its_opinion_are_made_once(out):
-    todo = runs(["l1"], ["supersense"], ["kd", "kd,mp", "kd,qat"], limit=300, epochs=0.2)
+    todo = runs(["l1"], ["supersense"], ["kd", "kd,mp", "kd,qat"], limit=160, epochs=0.2)
     watch = lambda module, name: mock.patch.object(sys.modules[f"combcomp.{module}"], name, wraps=getattr(sys.modules[f"combcomp.{module}"], name))
     with watch("grid", "compress") as trained, watch("grid", "encode") as encoded, watch("distill", "predict") as asked, watch("distill", "augment") as augmented:
         grid(todo, out, say=QUIET)

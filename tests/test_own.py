@@ -126,10 +126,11 @@ def test_crlf_quotes_and_line_breaks_in_a_text(tmp_path):
     assert columns["text"] == ['a "quoted" text,\r\nof two lines', "plain"] and guess_columns(columns) == (("text",), "label")
 
 
-def test_class_names_and_order_of_a_data_set_are_kept(tmp_path):
+def test_class_names_and_order_of_a_data_set_are_kept(tmp_path, capfd):
     import datasets
     names = ["zebra", "ape", "fox"]
     d = datasets.Dataset.from_dict(dict(text=[f"text number {i}" for i in range(30)], label=[i % 3 for i in range(30)]), features=datasets.Features(text=datasets.Value("string"), label=datasets.ClassLabel(names=names)))
     task = own(datasets.DatasetDict(train=d, validation=d.select(range(9))), outputs=tmp_path)
     assert own_task(task).labels == tuple(names) and own_data(task, tmp_path)["validation"]["label"][:3] == [0, 1, 2]
     assert own(datasets.DatasetDict(train=d, validation=d.select(range(9))), outputs=tmp_path) == task
+    assert not any(capfd.readouterr()), "no bar of a library"

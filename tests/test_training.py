@@ -96,7 +96,8 @@ def test_no_whole_table_is_rounded_in_a_step(monkeypatch):
     assert len(seen) == 8 + 3 and max(seen) <= 1536 # the widest linear layer; the table has 30,522 rows
 
 
-def test_a_run_repeats_in_another_process(tmp_path, run_py):
+def test_a_run_repeats_in_another_process(tmp_path, cache, run_py):
+    for seed in (1, 2): shutil.copytree(cache, tmp_path/str(seed)/"cache")
     code = """
 import sys, transformers; transformers.logging.set_verbosity_error()
 from combcomp import Run, run
