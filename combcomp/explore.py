@@ -226,7 +226,14 @@ def _panel(controls):
             row("budget", controls["budget"], controls["megabytes"], controls["score"])]
     return {**w.VBox(rows, layout=w.Layout(margin="4px 0 12px"))._repr_mimebundle_(), "text/plain": "The controls appear here when this notebook is run in JupyterLab."}
 
-# %% ../nbs/24_explore.ipynb #e46a9804
+# %% ../nbs/24_explore.ipynb #efc45594
+def _warmed(study, tasks, methods, size, tolerance, **budget):
+    "Compute while nobody waits what one more click on a task or a size will ask for"
+    flip = lambda task: tuple(t for t in study.tasks if (t in tasks) != (t == task))
+    for some, mb in [*((flip(t), size) for t in study.tasks), *((tasks, k) for k in study.sizes)]:
+        if some and (study.mean(some, mb)[0]["methods"] == "").any(): study.reductions(some, mb, tolerance); study.best(some, methods, mb, **budget)
+
+# %% ../nbs/24_explore.ipynb #e6b4b953
 def explorer(
     results, # rows of one study, as `study_rows` gives them
     draws=None, # `replicate(results)`, for intervals
@@ -243,4 +250,5 @@ def explorer(
     def follow(_):
         for handle, shown in zip(handles, answer(canvas, **_chosen(study, controls))): handle.update(shown)
     for control in controls.values(): control.observe(follow, "value")
+    if controls: _warmed(study, **first)
     return controls
