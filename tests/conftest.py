@@ -12,7 +12,7 @@ def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="also the tests that take an hour: every bit of a packed file, and many of a large one")
 
 
-LONG = ["test_grid.py", "test_papermill.py", "test_stats.py", "test_hub.py", "test_cli.py", "test_pack.py"] # first, so that two workers end at about the same time
+LONG = [f"test_{name}.py" for name in "grid papermill training cluster cli hub export stats tasks own pack docs augment".split()] # first, so that two workers end at about the same time
 
 def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))

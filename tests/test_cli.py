@@ -307,7 +307,8 @@ def test_output_that_cannot_show_a_character(made, tmp_path, monkeypatch):
 def test_ctrl_c_ends_in_130_and_the_same_command_goes_on(out):
     cfg = Run(methods="mp > qat", size="l1", task="accept", limit=400, epochs=4.0)
     words = ["run", cfg.methods, "--size", "l1", "--task", "accept", "--limit", "400", "--epochs", "4", "--outputs", str(out)]
-    child = subprocess.Popen([sys.executable, "-m", "combcomp", *words], cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen([sys.executable, "-m", "combcomp", *words], cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) # what runs in the background of a shell ignores it
     said = ""
     for line in child.stdout:
         said += line
