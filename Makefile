@@ -53,6 +53,9 @@ ablations: $(READY) ## make the rows of nbs/ablations.ipynb that are missing, an
 	@mkdir -p outputs/notebooks
 	@$(IN) papermill nbs/ablations.ipynb outputs/notebooks/ablations.ipynb --no-progress-bar --stdout-file -
 
+# Temporary files of one command in a folder of their own, which goes when it ends, also by Ctrl-C: nbdev_test's workers leave theirs.
+ALONE = TMPDIR=$$(mktemp -d) && export TMPDIR && trap 'rm -rf "$$TMPDIR"' EXIT && trap 'exit 130' INT TERM && $(IN)
+
 # Two workers of one thread each: two of two threads each, on two cores, are many times slower.
 test: $(READY) ## everything CI checks
 	@echo "== 1/5 notebooks are clean"
@@ -61,11 +64,11 @@ test: $(READY) ## everything CI checks
 	@$(IN) python tests/check_sync.py export
 	@echo "== 3/5 README.md is nbs/index.ipynb; figures and tables are what the committed rows give"
 	@$(IN) python tests/check_sync.py readme
-	@$(IN) OMP_NUM_THREADS=2 python tests/check_sync.py results
+	@$(ALONE) OMP_NUM_THREADS=2 python tests/check_sync.py results
 	@echo "== 4/5 the notebooks run"
-	@$(IN) OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing
+	@$(ALONE) OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing
 	@echo "== 5/5 tests/"
-	@$(IN) OMP_NUM_THREADS=1 pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	@$(ALONE) OMP_NUM_THREADS=1 pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 	@echo "All five passed."
 
 clean: $(READY) ## strip notebooks of what does not belong into git (nbdev_clean)
