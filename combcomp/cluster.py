@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['resources', 'products', 'receive', 'on_worker', 'connect', 'spread']
 
-# %% ../nbs/19_cluster.ipynb #1b6a1c74
-import json, math, os, tempfile, time, uuid
+# %% ../nbs/19_cluster.ipynb #becf3d24
+import json, math, os, shutil, tempfile, time, uuid
 from dataclasses import asdict
 from pathlib import Path
 
@@ -50,7 +50,12 @@ def receive(
         if name != row: atomically(out/name, lambda p: Path(p).write_bytes(data))
     if told: save_row(told, out); failure_file(cfg.id, out).unlink(missing_ok=True)
 
-# %% ../nbs/19_cluster.ipynb #5d95dce4
+# %% ../nbs/19_cluster.ipynb #d750ba40
+def _apart(sign):
+    "The folder of one grid on a worker that does not see the driver's"
+    return Path(tempfile.gettempdir())/f"combcomp-{sign}"
+
+# %% ../nbs/19_cluster.ipynb #433e02db
 def on_worker(
     cfg:Run, outputs:str, sign:str, # the driver's folder, and the name of a file that it has written there
     needed:list|None, # for each run that this one needs, its files; None if they have not been asked for
@@ -59,7 +64,7 @@ def on_worker(
     "One attempt at a run: in the shared folder if there is one, else in a temporary one"
     hush()
     if (Path(outputs)/sign).is_file(): return attempt(cfg, outputs, calm(print), **options), {}
-    out = Path(tempfile.gettempdir())/f"combcomp-{sign}"
+    out = _apart(sign)
     if needed is None and not all(made(n, out) for n in needs(cfg)): return "send", {}
     for n, files in zip(needs(cfg), needed or []): receive(n, files, out)
     return attempt(cfg, out, calm(print), **options), products(cfg, out)
@@ -86,6 +91,14 @@ def _take(ray, cfg, ended, out, again, sending, tell):
     elif said == "held": again[cfg] = time.monotonic() + 5
     else: receive(cfg, files, out); tell(cfg)
 
+# %% ../nbs/19_cluster.ipynb #47b9cda0
+def _tidy(ray, sign):
+    "Nothing stays behind in the temporary folders of the workers; a machine that does not answer within a minute is left alone"
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    task = ray.remote(num_cpus=0)(lambda: shutil.rmtree(_apart(sign), ignore_errors=True))
+    at = [NodeAffinitySchedulingStrategy(n["NodeID"], soft=False) for n in ray.nodes() if n["Alive"]]
+    ray.wait([task.options(scheduling_strategy=s).remote() for s in at], num_returns=len(at), timeout=60)
+
 # %% ../nbs/19_cluster.ipynb #45ed9f73
 def connect():
     "The Ray of RAY_ADDRESS, else one started on this machine"
@@ -95,7 +108,7 @@ def connect():
     if not ray.is_initialized(): ray.init(include_dashboard=False if "RAY_ADDRESS" not in os.environ else None, log_to_driver=True, logging_level="warning")
     return ray
 
-# %% ../nbs/19_cluster.ipynb #8ed09b05
+# %% ../nbs/19_cluster.ipynb #eb3a8ede
 def spread(
     todo, outputs, # an ordered list of `Run`, and the driver's folder
     tell, # what is called with every run that ended
@@ -106,5 +119,5 @@ def spread(
     "Make what is missing as tasks of Ray"
     ray, out, sign = connect(), outputs_dir(outputs), f"grid-{uuid.uuid4().hex}"
     (out/sign).touch()
-    try: _drive(ray, todo, out, seen_as or str(out), sign, tell, deaths, options)
+    try: _drive(ray, todo, out, seen_as or str(out), sign, tell, deaths, options); _tidy(ray, sign)
     finally: (out/sign).unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 "Grids on Ray, here started on this machine: a worker is killed, and workers that do not see the driver's folder"
-import threading, time
+import tempfile, threading, time
+from pathlib import Path
 
 import psutil, pytest
 
@@ -21,10 +22,13 @@ def ray():
 
 def test_ray_on_machines_that_do_not_share_a_folder(ray, out):
     todo = runs(["l1"], ["accept"], ["qat", "ptq"], **FEW)
-    said = []
-    table = grid(todo, out, engine="ray", say=lambda t, **k: said.append(t), seen_as="/not/a/folder/of/this/machine")
+    said, places = [], lambda: {*Path(tempfile.gettempdir()).glob("combcomp-grid-*")}
+    before, seen = places(), []
+    def say(text, **kwargs): said.append(text); seen.extend(places() - before)
+    table = grid(todo, out, engine="ray", say=say, seen_as="/not/a/folder/of/this/machine")
     assert len([t for t in said if t.startswith("[")]) == 3, said
     assert table["id"].tolist() == [c.id for c in todo] and not (out/"leases").exists()
+    assert seen and not any(p.exists() for p in seen), "the workers' folder was there, and is gone"
     alone = run(todo[0], out/"alone", say=QUIET)
     assert model_file(todo[0], out).read_bytes() == model_file(todo[0], out/"alone").read_bytes() and alone["score"] == table["score"][0]
 
