@@ -158,11 +158,12 @@ def _sizes(row, table):
     timed = [f"{line} of {_code(row['device'])}, batch of one, median." for line in _latency("This model", row)]
     return "## Sizes\n\n" + "\n\n".join([markdown(_size_table(row, _uncompressed(row, table))), said, *timed])
 
-# %% ../nbs/22_hub.ipynb #4bde5e14
+# %% ../nbs/22_hub.ipynb #1f020652
 def _example(task):
     "Something that a model of this task can be asked, as Python"
+    first, second = ("a tall tree with edible nuts", "a kind of plant") if task in TASKS else ("a text of your own", "and its other half")
     pair = len(TASKS[task].texts) == 2 if task in TASKS else task.count("text=") == 2
-    return '[("a tall tree with edible nuts", "a kind of plant")]' if pair else '"a tall tree with edible nuts"'
+    return f'[("{first}", "{second}")]' if pair else f'"{first}"'
 
 def _use(row, name):
     "The section with the snippet"

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['DATA', 'READING', 'KEYS', 'TRAINING', 'AGGREGATES', 'PAIRS', 'KINDS', 'LIMITS', 'paper_table1', 'paper_figure1',
-           'combination', 'study_rows', 'seeds_of', 'points', 'mean_curve', 'front', 'smallest', 'told', 'interval',
-           'max_reduction', 'contrasts', 'interactions', 'drivers', 'replicate', 'paper_draws', 'averages',
+           'combination', 'trainings', 'study_rows', 'seeds_of', 'points', 'mean_curve', 'front', 'smallest', 'told',
+           'interval', 'max_reduction', 'contrasts', 'interactions', 'drivers', 'replicate', 'paper_draws', 'averages',
            'improvement', 'score_effect', 'recommend']
 
-# %% ../nbs/16_stats.ipynb #f7072383
+# %% ../nbs/16_stats.ipynb #125d5e8c
 import warnings, zlib
 from dataclasses import replace
 from functools import lru_cache
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 
-from .config import MP, SUBSETS, canonical, known_task, limits_of, names, parse
+from .config import MP, Run, SUBSETS, canonical, known_task, limits_of, names, parse
 from .results import comparable, load_predictions
 from .tasks import headline_of
 
@@ -42,21 +42,39 @@ def combination(
     "The combination to which a row belongs: its methods without the sparsity"
     return canonical(tuple(tuple(replace(s, sparsity=MP.sparsity) if isinstance(s, MP) else s for s in stage) for stage in parse(methods)))
 
-# %% ../nbs/16_stats.ipynb #cee83c33
+# %% ../nbs/16_stats.ipynb #a20e53f4
+def trainings(
+    results, # a table of rows
+    family:str="minilm", tasks=None, # names, or None for all
+): # a DataFrame: limits (empty: whole training sets), epochs, batch_size, runs; the most runs first
+    "Under which trainings the eight subsets were run, as far as `study_rows` can name them"
+    usual = results["lr"].isna() & (results["max_length"] == Run.max_length) & results["methods"].map(lambda m: combination(m) in SUBSETS)
+    rows = results[usual & (results["family"] == family) & (True if tasks is None else results["task"].isin(tasks))]
+    limits = ["" if n != n or n is None else f"{n:.0f}" for n in rows["limit"]]
+    found = rows.assign(limits=limits).groupby(["limits", "epochs", "batch_size"], as_index=False).size()
+    return found.rename(columns=dict(size="runs")).sort_values("runs", ascending=False, kind="stable", ignore_index=True)
+
+# %% ../nbs/16_stats.ipynb #818ae8cb
+def _there_are(results, family, tasks):
+    "The trainings that have rows, as the end of a sentence"
+    found = [f"limits={l!r} epochs={e:g} batch_size={b} ({n} runs)" for l, e, b, n in trainings(results, family, tasks).head(3).values.tolist()]
+    return f"make them with `make grid`, or name a training that has rows: {', '.join(found)}" if found else "make them with `make grid`"
+
+# %% ../nbs/16_stats.ipynb #65ec770e
 def study_rows(
     results, # a table of rows
     family:str="minilm", tasks:str="all", # with commas; all are those that have such rows
     limits="", # training examples: a number, or for each task: wic:1000,accept:500; "" is all
     **training, # other fields of `Run` that differ from its defaults
 ): # the rows of the eight subsets, balanced over seeds
-    "The rows of one study; ValueError that says how to make them if there are none"
+    "The rows of one study; ValueError that says which there are, or how to make them, if there are none"
     every = [*dict.fromkeys(results["task"])]
     wanted = [known_task(t) if t.startswith("file:") else t for t in names(tasks, every)]
     most = limits_of(limits, every)
     methods = {m for m in results["methods"] if combination(m) in SUBSETS}
     found = pd.concat([comparable(results, family, [t], methods, limit=most.get(t), **training) for t in every] or [results])
-    if lost := {*wanted} - {*found["task"]} if tasks != "all" else not len(found):
-        raise ValueError(f"no rows of {family} {', '.join(lost) if tasks != 'all' else 'at all'} with limits {limits or 'all'!r} {training or ''}: make them with `make grid`, or name a training that has rows")
+    if lost := [t for t in wanted if t not in {*found["task"]}] if tasks != "all" else not len(found):
+        raise ValueError(f"no rows of {family} {', '.join(lost) if tasks != 'all' else 'at all'} with limits {limits or 'all'!r} {training or ''}: {_there_are(results, family, wanted)}")
     return found[found["task"].isin(wanted)].reset_index(drop=True)
 
 # %% ../nbs/16_stats.ipynb #58d10a13
@@ -495,13 +513,14 @@ def _first(kept, draws, wanted):
     first = (value == value.max(1, keepdims=True)) & (value > -np.inf)
     return (first/np.maximum(first.sum(1, keepdims=True), 1)).mean(0)
 
-# %% ../nbs/16_stats.ipynb #bbae27bd
+# %% ../nbs/16_stats.ipynb #796e213d
 def _why(kept, costs):
     "Of each, best first: first, dominated by what, or neither"
     names = [f"{size} {methods or 'none'}" for size, methods in zip(kept["size"], kept["methods"])]
-    score, spent, away = kept["score"].to_numpy(), kept[costs].to_numpy(), lambda v, i, j: f"{v[j] - v[i]:+.1f}"
+    score, spent = kept["score"].to_numpy(), kept[costs].to_numpy()
     beats = lambda i: [j for j in np.flatnonzero((score >= score[i]) & (spent <= spent[i]).all(1)) if j != i]
-    told = lambda i, j: f"dominated by {names[j]}: {away(score, i, j)} points, {away(spent[:, 0], i, j)} MB"
+    away = lambda v, i, j, unit: f"{v[j] - v[i]:+.1f} {unit}" if abs(v[j] - v[i]) >= 0.05 else f"0 {unit}"
+    told = lambda i, j: f"dominated by {names[j]}: {away(score, i, j, 'points')}, {away(spent[:, 0], i, j, 'MB')}"
     return ["first" if i == 0 else told(i, b[0]) if (b := beats(i)) else "on the front: trades score for size" for i in range(len(kept))]
 
 # %% ../nbs/16_stats.ipynb #38a2b3fb
