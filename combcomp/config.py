@@ -12,7 +12,8 @@ from pathlib import Path
 # %% auto #0
 __all__ = ['GLUE', 'WORDNET', 'FAMILIES', 'METHODS', 'SUBSETS', 'FILE', 'SCHEMA', 'LEASE', 'reject', 'number', 'checked', 'KD',
            'MP', 'QAT', 'PTQ', 'method_name', 'parse', 'canonical', 'known_task', 'task_title', 'portable', 'Run',
-           'teacher_run', 'root', 'outputs_dir', 'shown', 'atomically', 'lease', 'names', 'limits_of', 'parameters']
+           'teacher_run', 'root', 'outputs_dir', 'shown', 'atomically', 'lease', 'names', 'task_names', 'limits_of',
+           'parameters']
 
 # %% ../nbs/01_config.ipynb #29d50fad
 if os.environ.get("IN_TEST"): os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -301,13 +302,20 @@ def _lease(path):
     from filelock import SoftFileLease
     return SoftFileLease(path, lease_duration=LEASE)
 
-# %% ../nbs/01_config.ipynb #e45f3040
+# %% ../nbs/01_config.ipynb #42029843
 def names(
     text:str, # with commas; `all` is every one
     every, # all that there are
 ) -> list: # of strings
     "Names separated by commas"
     return [*every] if text == "all" else [t.strip() for t in str(text).split(",") if t.strip()]
+
+def task_names(
+    text:str, # with commas; `all` is every one
+    every, # all that there are
+) -> list: # of strings, as rows have them
+    "Names of tasks separated by commas, a file of one's own by its full name"
+    return [known_task(t) if t.startswith("file:") else t for t in names(text, every)]
 
 def limits_of(
     limits, # a number, or for each task: wic:1000,accept:500; "" or None is all

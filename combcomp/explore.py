@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['offered', 'Study', 'Canvas', 'picture', 'recommendation', 'reduced', 'answer', 'explorer']
 
-# %% ../nbs/24_explore.ipynb #6d3b8ff6
+# %% ../nbs/24_explore.ipynb #c4b4f80a
 import io, warnings
 from functools import lru_cache
 
@@ -14,7 +14,7 @@ from IPython.display import DisplayHandle, Image, Markdown, display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .config import SUBSETS, names, number, reject, task_title
+from .config import SUBSETS, number, reject, task_names, task_title
 from .plots import HALO, SIZES, STYLE, base, score_size
 from .results import markdown
 from .stats import KEYS, interval, max_reduction, mean_curve, points, recommend, seeds_of
@@ -175,10 +175,10 @@ def answer(
     title = f"How many times smaller than each architecture uncompressed, at a loss of at most {tolerance:g} points ({SIZES[size]}):\n\n"
     return shown, told, Markdown(title + reduced(study.reductions(tasks, size, tolerance), methods))
 
-# %% ../nbs/24_explore.ipynb #fbe20333
+# %% ../nbs/24_explore.ipynb #94680286
 def _first(study, tasks, size, tolerance, megabytes):
     "The choice to begin with, checked"
-    wanted = names(tasks, study.tasks)
+    wanted = task_names(tasks, study.tasks)
     for task in wanted or [tasks]:
         if task not in study.tasks: reject("explore", "tasks", task, study.tasks)
     if size not in study.sizes: reject("explore", "size", size, study.sizes)
@@ -189,7 +189,7 @@ def _first(study, tasks, size, tolerance, megabytes):
 
 def _short(value): return float(f"{value:.3g}") # as a slider shows it
 
-# %% ../nbs/24_explore.ipynb #6dc3b96e
+# %% ../nbs/24_explore.ipynb #1d2cfdf8
 def _controls(study, first):
     "The controls by name, or none and a sentence where ipywidgets is not installed"
     try: import ipywidgets as w
@@ -198,7 +198,7 @@ def _controls(study, first):
     pick = lambda **options: w.ToggleButtons(**options, style=dict(button_width="auto"), layout=w.Layout(width="auto"))
     slide = lambda kind, value, low, high, **more: kind(value, min=low, max=high, continuous_update=False, layout=w.Layout(width="22em"), **more)
     scores, megabytes = study.results["score"], [*study.results[study.sizes].to_numpy().ravel(), first["megabytes"]]
-    return {**{f"task {t}": tick(t, t in first["tasks"]) for t in study.tasks}, **{f"methods {m or 'none'}": tick(m or "none", True) for m in study.combinations},
+    return {**{f"task {t}": tick(task_title(t), t in first["tasks"]) for t in study.tasks}, **{f"methods {m or 'none'}": tick(m or "none", True) for m in study.combinations},
             "size": pick(options=[(SIZES[k], k) for k in study.sizes], value=first["size"]),
             "tolerance": slide(w.FloatSlider, first["tolerance"], 0, max(5, first["tolerance"]), step=0.1, readout_format=".2f"),
             "budget": pick(options=[("at most (MB)", "megabytes"), ("score at least", "score")]),

@@ -8,7 +8,7 @@ __all__ = ['DATA', 'READING', 'KEYS', 'TRAINING', 'AGGREGATES', 'PAIRS', 'KINDS'
            'interval', 'max_reduction', 'contrasts', 'interactions', 'drivers', 'replicate', 'paper_draws', 'averages',
            'improvement', 'score_effect', 'recommend']
 
-# %% ../nbs/16_stats.ipynb #125d5e8c
+# %% ../nbs/16_stats.ipynb #d484e156
 import warnings, zlib
 from dataclasses import replace
 from functools import lru_cache
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd
 
-from .config import MP, Run, SUBSETS, canonical, known_task, limits_of, names, parse
+from .config import MP, Run, SUBSETS, canonical, limits_of, parse, task_names
 from .results import comparable, load_predictions
 from .tasks import headline_of
 
@@ -60,7 +60,7 @@ def _there_are(results, family, tasks):
     found = [f"limits={l!r} epochs={e:g} batch_size={b} ({n} runs)" for l, e, b, n in trainings(results, family, tasks).head(3).values.tolist()]
     return f"make them with `make grid`, or name a training that has rows: {', '.join(found)}" if found else "make them with `make grid`"
 
-# %% ../nbs/16_stats.ipynb #65ec770e
+# %% ../nbs/16_stats.ipynb #7f2af2d4
 def study_rows(
     results, # a table of rows
     family:str="minilm", tasks:str="all", # with commas; all are those that have such rows
@@ -69,7 +69,7 @@ def study_rows(
 ): # the rows of the eight subsets, balanced over seeds
     "The rows of one study; ValueError that says which there are, or how to make them, if there are none"
     every = [*dict.fromkeys(results["task"])]
-    wanted = [known_task(t) if t.startswith("file:") else t for t in names(tasks, every)]
+    wanted = task_names(tasks, every)
     most = limits_of(limits, every)
     methods = {m for m in results["methods"] if combination(m) in SUBSETS}
     found = pd.concat([comparable(results, family, [t], methods, limit=most.get(t), **training) for t in every] or [results])

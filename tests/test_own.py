@@ -5,8 +5,10 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
+from IPython.utils.capture import capture_output
 
 from combcomp.config import Run, portable
+from combcomp.explore import explorer
 from combcomp.export import export, load_exported
 from combcomp.grid import grid, model_file, run, runs
 from combcomp.models import load_tokenizer
@@ -58,7 +60,10 @@ def test_a_row_is_read_back_when_the_file_is_gone_and_its_task_from_the_copy(rev
 def test_kd_mp_qat_through_grid_export_and_statistics(reviews, out):
     task = own(reviews, label="Verdict, final")
     table = grid(runs(["l1"], [task], ["", "kd,mp,qat"], limit=48, epochs=1, batch_size=8), out, workers=1, say=silent)
-    assert len(table) == 2 and len(study_rows(load_results(out), tasks=task, limits=48, epochs=1, batch_size=8)) == 2
+    rows = study_rows(load_results(out), tasks=task, limits=48, epochs=1, batch_size=8)
+    assert len(table) == len(rows) == 2
+    with capture_output(): controls = explorer(rows, tasks=f"file:{reviews}?label=Verdict%2C final")
+    assert [c.description for k, c in controls.items() if k.startswith("task ")] == [reviews.name]
     cfg = Run(task=task, methods="kd,mp,qat", limit=48, epochs=1, batch_size=8)
     about = export(unpack(model_file(cfg, out)), out/"shipped", "onnx", load_tokenizer("minilm", "l1"), task)
     assert about["parity"]["equal"] >= 0.99 and load_exported(out/"shipped").predict(["a fine text"])[0]["label"] in ("person", "animal")
