@@ -13,7 +13,7 @@ from test_training import lay, tiny
 
 QUIET = lambda *args, **kwargs: None
 FEW = dict(limit=300, epochs=1)
-TODO = runs(["l1"], ["supersense"], ["", "kd,mp,qat", "mp > qat", "ptq"], limit=200)
+TODO = runs(["l1"], ["supersense"], ["", "kd,mp,qat", "mp > qat", "ptq"], limit=144)
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["combcomp.grid", "combcomp.tasks", "test_grid"])
