@@ -305,16 +305,15 @@ def _readable(table):
     shown = table.assign(methods=table["methods"].replace("", "none")) if "methods" in table else table
     return shown.round(2).dropna(axis=1, how="all").to_string(index=False, na_rep="-")
 
-# %% ../nbs/23_cli.ipynb #542247eb
+# %% ../nbs/23_cli.ipynb #3f7a82e7
 STUDY = dict(limits="1000", epochs=3.0, batch_size=16) # of the rows that come with the project
 
 def _study(table, family, tasks, **training):
     "The rows to compare, and how they were trained in words"
-    from combcomp.config import task_names
     from combcomp.stats import study_rows, trainings
     try: rows = study_rows(table, family, tasks, **training)
     except ValueError:
-        found = trainings(table, family, task_names(tasks, [*dict.fromkeys(table["task"])])).drop(columns="runs").to_dict("records")
+        found = trainings(table, family, tasks).drop(columns="runs").to_dict("records")
         if training != STUDY or not found: raise
         rows = study_rows(table, family, tasks, **found[0])
     many = " or ".join(dict.fromkeys(f"{n:,.0f} examples" if n == n and n else "whole training sets" for n in rows["limit"]))

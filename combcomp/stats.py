@@ -42,14 +42,18 @@ def combination(
     "The combination to which a row belongs: its methods without the sparsity"
     return canonical(tuple(tuple(replace(s, sparsity=MP.sparsity) if isinstance(s, MP) else s for s in stage) for stage in parse(methods)))
 
-# %% ../nbs/16_stats.ipynb #a20e53f4
+# %% ../nbs/16_stats.ipynb #475dde7c
+def _of_subsets(results):
+    "For each row, whether its combination is one of the eight subsets"
+    return results["methods"].map(combination).isin(SUBSETS)
+
 def trainings(
     results, # a table of rows
-    family:str="minilm", tasks=None, # names, or None for all
+    family:str="minilm", tasks:str="all", # with commas
 ): # a DataFrame: limits (empty: whole training sets), epochs, batch_size, runs; the most runs first
     "Under which trainings the eight subsets were run, as far as `study_rows` can name them"
-    usual = results["lr"].isna() & (results["max_length"] == Run.max_length) & results["methods"].map(lambda m: combination(m) in SUBSETS)
-    rows = results[usual & (results["family"] == family) & (True if tasks is None else results["task"].isin(tasks))]
+    usual = _of_subsets(results) & results["lr"].isna() & (results["max_length"] == Run.max_length)
+    rows = results[usual & (results["family"] == family) & results["task"].isin(task_names(tasks, {*results["task"]}))]
     limits = ["" if n != n or n is None else f"{n:.0f}" for n in rows["limit"]]
     found = rows.assign(limits=limits).groupby(["limits", "epochs", "batch_size"], as_index=False).size()
     return found.rename(columns=dict(size="runs")).sort_values("runs", ascending=False, kind="stable", ignore_index=True)
@@ -60,7 +64,7 @@ def _there_are(results, family, tasks):
     found = [f"limits={l!r} epochs={e:g} batch_size={b} ({n} runs)" for l, e, b, n in trainings(results, family, tasks).head(3).values.tolist()]
     return f"make them with `make grid`, or name a training that has rows: {', '.join(found)}" if found else "make them with `make grid`"
 
-# %% ../nbs/16_stats.ipynb #7f2af2d4
+# %% ../nbs/16_stats.ipynb #78f8384d
 def study_rows(
     results, # a table of rows
     family:str="minilm", tasks:str="all", # with commas; all are those that have such rows
@@ -71,10 +75,10 @@ def study_rows(
     every = [*dict.fromkeys(results["task"])]
     wanted = task_names(tasks, every)
     most = limits_of(limits, every)
-    methods = {m for m in results["methods"] if combination(m) in SUBSETS}
+    methods = {*results["methods"][_of_subsets(results)]}
     found = pd.concat([comparable(results, family, [t], methods, limit=most.get(t), **training) for t in every] or [results])
     if lost := [t for t in wanted if t not in {*found["task"]}] if tasks != "all" else not len(found):
-        raise ValueError(f"no rows of {family} {', '.join(lost) if tasks != 'all' else 'at all'} with limits {limits or 'all'!r} {training or ''}: {_there_are(results, family, wanted)}")
+        raise ValueError(f"no rows of {family} {', '.join(lost) if tasks != 'all' else 'at all'} with limits {limits or 'all'!r} {training or ''}: {_there_are(results, family, tasks)}")
     return found[found["task"].isin(wanted)].reset_index(drop=True)
 
 # %% ../nbs/16_stats.ipynb #58d10a13
