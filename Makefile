@@ -11,7 +11,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 # Parameters of `make run`. They count only as `name=value` after make; an environment variable `size` stays outside.
 methods = kd,qat
-PARAMETERS = family size task seed limit epochs batch_size lr max_length teacher measure report_to force outputs
+PARAMETERS = family size task seed limit epochs batch_size lr max_length teacher recipe split measure report_to force outputs
 GRID = family sizes tasks methods sparsities seeds limits epochs batch_size engine workers measure report_to retry_failed dry_run outputs
 quoted = '$(subst ','\'',$($(1)))'
 typed = $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(v)))),$(v)))

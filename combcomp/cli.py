@@ -134,7 +134,7 @@ def _grid(
     sparsities:str="", # of pruning, with methods all; 0.4,0.6 makes the paper's twelve configurations; empty is 0.6
     seeds:str="1", # how many (0, 1, ...), or which, as "0,2"
     limits:str="", # training examples; a number, or for each task, as wic:1000,accept:500; empty is all
-    epochs:float=3.0, # passes over the training set, of each stage
+    epochs:float=None, # passes over the training set, of each stage; None is the recipe's
     batch_size:int=32, # examples a step
     engine:str="local", # local, or ray (a cluster if RAY_ADDRESS names one, as auto)
     workers:int=1, # processes on this machine, each with its share of the cores
@@ -306,18 +306,20 @@ def _readable(table):
     return shown.round(2).dropna(axis=1, how="all").to_string(index=False, na_rep="-")
 
 # %% ../nbs/23_cli.ipynb #3f7a82e7
-STUDY = dict(limits="1000", epochs=3.0, batch_size=16) # of the rows that come with the project
+STUDY = dict(limits="1000", epochs=None, batch_size=16) # of the rows that come with the project
 
 def _study(table, family, tasks, **training):
     "The rows to compare, and how they were trained in words"
     from combcomp.stats import study_rows, trainings
     try: rows = study_rows(table, family, tasks, **training)
     except ValueError:
-        found = trainings(table, family, tasks).drop(columns="runs").to_dict("records")
+        found = records(trainings(table, family, tasks).drop(columns="runs"))
         if training != STUDY or not found: raise
         rows = study_rows(table, family, tasks, **found[0])
     many = " or ".join(dict.fromkeys(f"{n:,.0f} examples" if n == n and n else "whole training sets" for n in rows["limit"]))
-    return rows, f"{many}, {rows['epochs'][0]:g} epoch{'s' if rows['epochs'][0] != 1 else ''}, batches of {rows['batch_size'][0]}"
+    epochs = rows["epochs"][0]
+    passes = f"{epochs:g} epoch{'s' if epochs != 1 else ''}" if epochs == epochs and epochs else f"recipe {rows['recipe'][0]}"
+    return rows, f"{many}, {passes}, batches of {rows['batch_size'][0]}"
 
 # %% ../nbs/23_cli.ipynb #ff5f4e81
 def _recommend(
@@ -329,7 +331,7 @@ def _recommend(
     family:str="minilm", # minilm, bert, or another that has rows
     tasks:str="supersense,accept,glosssim", # with commas; all is every task that has such rows
     limits:str=STUDY["limits"], # training examples of the study; a number, or for each task as in make grid; empty is all
-    epochs:float=STUDY["epochs"], # passes over the training set, of each stage
+    epochs:float=STUDY["epochs"], # passes over the training set, of each stage; None is the recipe's
     batch_size:int=STUDY["batch_size"], # examples a step, of the study
     outputs:str=None, # folder of rows, models and caches; None is outputs/ of this project
 ):

@@ -67,11 +67,16 @@ def checked(
 class KD:
     "Knowledge distillation from the family's largest model, fine-tuned"
     temperature: float = 2.0 # divides both sets of logits, > 0
-    alpha: float = 0.5 # share of the teacher's loss, 0 to 1; the label has the rest
-    augment: int = 1 # augmented copies of each training example, 0 to 20
+    alpha: float = 0.9 # share of the teacher's loss, 0 to 1; the label has the rest
+    augment: int = 1 # augmented copies of each labelled example, 0 to 20
     words: float = 0.2 # fraction of words replaced by a synonym in a copy, 0 to 1
+    transfer: int = 10_000 # further texts that only the teacher labels: as many as there are, at most ten an example
     def __post_init__(self):
-        checked(self, temperature=(float, 0, 1000, "("), alpha=(float, 0, 1), augment=(int, 0, 20), words=(float, 0, 1))
+        checked(self, temperature=(float, 0, 1000, "("), alpha=(float, 0, 1), augment=(int, 0, 20), words=(float, 0, 1),
+                transfer=(int, 0, 10**7))
+    def texts(self, labelled:int) -> int:
+        "Transfer texts to ask for beside so many labelled examples"
+        return min(self.transfer, 10*int(labelled))
 
 # %% ../nbs/01_config.ipynb #4967510c
 @dataclass(frozen=True)
@@ -119,17 +124,22 @@ class PTQ:
 # %% ../nbs/01_config.ipynb #5ee46954
 METHODS = dict(kd=KD, mp=MP, ptq=PTQ, qat=QAT)
 
+def _options(cls, keywords, where):
+    "Keyword arguments of one record from the syntax nodes of a call; ValueError for an unknown name or no literal"
+    known, options = [f.name for f in fields(cls)], {}
+    for k in keywords:
+        if k.arg not in known: reject(where, "option", k.arg, known)
+        try: options[k.arg] = ast.literal_eval(k.value)
+        except ValueError:
+            reject(where, k.arg, ast.unparse(k.value), "a literal: a number, True, False, None or a quoted word")
+    return options
+
 def _spec(node, text):
     "One method from one syntax node"
     name, given = (node.func, node.keywords) if isinstance(node, ast.Call) and not node.args else (node, [])
     if not isinstance(name, ast.Name): raise ValueError(f"methods: {ast.unparse(node)[:60]!r} is no method in {text[:60]!r}; write kd, mp(sparsity=0.4), ...")
     if name.id not in METHODS: reject("methods", "method", name.id, METHODS)
-    options = {}
-    for k in given:
-        if k.arg not in (known := [f.name for f in fields(METHODS[name.id])]): reject(name.id, "option", k.arg, known)
-        try: options[k.arg] = ast.literal_eval(k.value)
-        except ValueError: reject(name.id, k.arg, ast.unparse(k.value), "a literal: a number, True, False, None or a quoted word")
-    return METHODS[name.id](**options)
+    return METHODS[name.id](**_options(METHODS[name.id], given, name.id))
 
 # %% ../nbs/01_config.ipynb #7d2531a5
 def _stage(part, text):
@@ -162,10 +172,16 @@ def parse(
     return stages
 
 # %% ../nbs/01_config.ipynb #6259a65c
+def _changed(record, base=None):
+    "The fields of a record that differ from another one's, or from the defaults, as the arguments of a call"
+    base = base or type(record)()
+    pairs = [(f.name, getattr(record, f.name), getattr(base, f.name)) for f in fields(record)]
+    return ", ".join(f"{name}={value!r}" for name, value, other in pairs if value != other)
+
 def _written(spec):
     "A method as text, options that differ from the defaults only"
-    changed = [f"{f.name}={getattr(spec, f.name)!r}" for f in fields(spec) if getattr(spec, f.name) != f.default]
-    return method_name(spec) + (f"({', '.join(changed)})" if changed else "")
+    changed = _changed(spec)
+    return method_name(spec) + (f"({changed})" if changed else "")
 
 def canonical(
     methods, # text, or what `parse` returned
@@ -176,6 +192,51 @@ def canonical(
 
 # %% ../nbs/01_config.ipynb #ef07c51f
 SUBSETS = ("", "kd", "mp", "qat", "kd,mp", "kd,qat", "mp,qat", "kd,mp,qat") # canonical, smallest first
+
+# %% ../nbs/01_config.ipynb #a1c30001
+@dataclass(frozen=True)
+class Recipe:
+    "How everything is trained, compressed or not; the defaults are the present version"
+    rate: float = 5e-4 # peak learning rate of one layer of width 384, and of anything smaller
+    depth: float = 0.8 # the rate falls with the number of layers to this power,
+    width: float = 1.0 # and with the width to this one
+    head: float = 1.0 # the head's rate as a multiple of the encoder's
+    layer_decay: float = 1.0 # the rate of a layer as a share of the rate of the layer above it
+    warmup: float = 0.1 # share of the steps in which the rate rises; after them it falls linearly to 0
+    weight_decay: float = 0.01 # of AdamW
+    dropout: float = 0.1 # of states and attention, in training
+    average: float = 0.0 # share of the last steps over which the weights are averaged
+    standardize: bool = True # learn a regression in units of its labels' spread, beginning at their mean?
+    epochs: float = 3.0 # passes over the training set, at least
+    min_steps: int = 400 # small sets are passed over more often, until there are so many steps,
+    max_epochs: float = 20.0 # but not more often than this
+    transfer: float = 2.0 # further steps with transfer texts alone, as a multiple; fewer with fewer texts
+    used_rows: bool = True # leave the embeddings of word pieces that do not occur as they are, without decay?
+    def __post_init__(self):
+        checked(self, rate=(float, 0, 1, "("), depth=(float, 0, 4), width=(float, 0, 4), head=(float, 0, 1000, "("),
+                layer_decay=(float, 0, 1, "("), warmup=(float, 0, 1), weight_decay=(float, 0, 1),
+                dropout=(float, 0, 1, ")"), average=(float, 0, 1), epochs=(float, 0, 1000, "("),
+                min_steps=(int, 0, 10**9), max_epochs=(float, 0, 1000, "("), transfer=(float, 0, 100))
+        for name in ("standardize", "used_rows"):
+            if not isinstance(getattr(self, name), bool): reject("recipe", name, getattr(self, name), (True, False))
+
+RECIPES = dict(v1=Recipe(depth=0.5, width=2.0, standardize=False, min_steps=0, used_rows=False), v2=Recipe())
+RECIPE = "v2" # the present one
+
+def recipe_of(text:str) -> Recipe:
+    "The recipe that a text names: a version, with changes in brackets, as in `v2(dropout=0.0)`; else ValueError"
+    m = re.fullmatch(r"\s*(\w+)\s*(\(.*\))?\s*", str(text), re.S)
+    if not m or m[1] not in RECIPES: reject("Run", "recipe", text, [*RECIPES])
+    try: call = ast.parse(f"dict{m[2] or '()'}", mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError): call = None
+    if not isinstance(call, ast.Call) or call.args: reject("Run", "recipe", text, "a version, or with changes, as in v2(dropout=0.0)")
+    return replace(RECIPES[m[1]], **_options(Recipe, call.keywords, "recipe"))
+
+def canonical_recipe(text:str) -> str: # the one way to write it
+    "A recipe in its canonical form: changes that are none left out"
+    version = re.match(r"\s*(\w*)", str(text))[1]
+    changed = _changed(recipe_of(text), RECIPES[version])
+    return version + (f"({changed})" if changed else "")
 
 # %% ../nbs/01_config.ipynb #d8c61224
 FILE = re.compile(r"file:(?P<path>[^?#]+)(?:\?(?P<query>[^#]*))?(?:#(?P<digest>[0-9a-f]{12}))?")
@@ -211,19 +272,24 @@ class Run:
     methods: str = "" # any subset of kd, qat, mp; options in brackets after each; none for no compression
     seed: int = 0 # of initialisation, order, dropout and augmentation
     limit: int | None = None # training examples used; None is all
-    epochs: float = 3.0 # passes over the training set, of each stage
+    epochs: float | None = None # passes over the training set, of each stage; None is the recipe's
     batch_size: int = 32 # examples a step
     lr: float | None = None # peak learning rate; None is the size's own
     max_length: int = 128 # tokens after which a text is cut
     teacher: str = "" # a fine-tuned teacher of your own (hub name, folder, or packed file); "" trains the family's largest
+    recipe: str = RECIPE # version of the training recipe, changes in brackets after it
+    split: str = "validation" # where the score is from: validation, or heldout, a part of the training set
     def __post_init__(self): _check_run(self)
 
 # %% ../nbs/01_config.ipynb #fb52b98d
 def _check_run(run):
     "Normalise the fields of a new `Run`"
-    checked(run, seed=(int, 0, 2**31 - 1), epochs=(float, 0, 1000, "("), batch_size=(int, 1, 4096), max_length=(int, 8, 512))
+    checked(run, seed=(int, 0, 2**31 - 1), batch_size=(int, 1, 4096), max_length=(int, 8, 512))
     if run.limit is not None: checked(run, limit=(int, 2, 10**9))
     if run.lr is not None: checked(run, lr=(float, 0, 1, "("))
+    if run.epochs is not None: checked(run, epochs=(float, 0, 1000, "("))
+    object.__setattr__(run, "recipe", canonical_recipe(run.recipe))
+    if run.split not in (o := ("validation", "heldout")): reject("Run", "split", run.split, o)
     object.__setattr__(run, "task", known_task(run.task))
     _check_model(run)
     object.__setattr__(run, "methods", canonical(run.methods))
@@ -239,11 +305,11 @@ def _check_model(run):
         reject("Run", "size", run.size, "full, or l<k> to keep k evenly spaced layers")
 
 # %% ../nbs/01_config.ipynb #558a8ba4
-SCHEMA = 1
+SCHEMA = 2
 
 def _id(run):
-    "16 hex digits of SHA-256 over what differs from the defaults, the five leading fields always"
-    always = ("family", "size", "task", "methods", "seed")
+    "16 hex digits of SHA-256 over what differs from the defaults; the five leading fields and the recipe always"
+    always = ("family", "size", "task", "methods", "seed", "recipe")
     kept = {f.name: getattr(run, f.name) for f in fields(run) if f.name in always or getattr(run, f.name) != f.default}
     if run.task.startswith("file:"): kept["task"] = re.sub("file:[^?]*|&validation=[^&#]*", "", run.task) # columns and content count, places do not
     return hashlib.sha256(json.dumps(dict(kept, schema=SCHEMA), sort_keys=True).encode()).hexdigest()[:16]
@@ -252,8 +318,10 @@ Run.id = property(_id, doc="Content hash of the run, the same in every process a
 
 # %% ../nbs/01_config.ipynb #1db27bfb
 def teacher_run(run:Run) -> Run: # the run whose model teaches `run`
-    "The family's largest model, uncompressed, on the task of `run`, with seed 0 and three epochs, or as many as the run has"
-    return replace(run, size=FAMILIES.get(run.family, ("full",))[0], methods="", seed=0, lr=None, teacher="", epochs=max(3.0, run.epochs))
+    "The family's largest model, uncompressed, on the task of `run`, with seed 0, and at least the recipe's epochs"
+    epochs = None if run.epochs is None or run.epochs <= recipe_of(run.recipe).epochs else run.epochs
+    size = FAMILIES.get(run.family, ("full",))[0]
+    return replace(run, size=size, methods="", seed=0, lr=None, teacher="", epochs=epochs)
 
 # %% ../nbs/01_config.ipynb #8bef9961
 def root(

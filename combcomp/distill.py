@@ -7,11 +7,11 @@ __all__ = ['soft_loss', 'distill_loss', 'Distill', 'check_labels', 'check_order'
            'taught', 'keep_dataset']
 
 # %% ../nbs/07_distill.ipynb #e3779d1d
-import hashlib, itertools, json, os, shutil, tempfile
-from dataclasses import replace
+import hashlib, itertools, json, os, shutil, tempfile, time
 from pathlib import Path
 
 import numpy as np
+from datasets import Features, Value
 import torch
 from torch.nn import functional as F
 
@@ -19,6 +19,7 @@ from .augment import augment, new_copies
 from .config import KD, lease, outputs_dir, portable
 from .methods import Method
 from .models import from_hub, load_tokenizer, predict
+from .tasks import transfer_set
 
 # %% ../nbs/07_distill.ipynb #8255294f
 def soft_loss(
@@ -31,20 +32,31 @@ def soft_loss(
     return F.kl_div(log_p, q, reduction="batchmean", log_target=True)*temperature**2
 
 # %% ../nbs/07_distill.ipynb #d75e8abb
+def label_loss(
+    logits, labels, # (batch, outputs), (batch,); -100 or NaN for an example without a label
+): # scalar: the sum over labelled examples, divided by the size of the batch
+    "Cross-entropy, or squared error for a single output, of the examples that have a label"
+    if logits.shape[-1] > 1: return F.cross_entropy(logits.float(), labels, ignore_index=-100, reduction="sum")/len(labels)
+    error = logits[:, 0].float() - labels.float()
+    return torch.where(labels.isnan(), 0.0, error).square().mean()
+
 def distill_loss(
     loss, # of the labels, scalar
     student, teacher, # logits; (batch, 1) for regression
     kd:KD,
 ): # scalar
     "Teacher and label, mixed by `alpha`"
-    soft = F.mse_loss(student.float(), teacher.float()) if student.shape[-1] == 1 else soft_loss(student, teacher, kd.temperature)
+    if student.shape[-1] == 1: soft = F.mse_loss(student.float(), teacher.float())
+    else: soft = soft_loss(student, teacher, kd.temperature)
     return kd.alpha*soft + (1 - kd.alpha)*loss
 
 # %% ../nbs/07_distill.ipynb #69581b65
 class Distill(Method):
-    "Knowledge distillation from logits that stand in the batch under `teacher`"
+    "Knowledge distillation from logits that are in the batch under `teacher`"
     def __init__(self, kd:KD): self.kd = kd
-    def loss(self, loss, out, batch): return distill_loss(loss, out.logits, batch["teacher"].view_as(out.logits), self.kd)
+    def loss(self, loss, out, batch):
+        loss = label_loss(out.logits, batch["labels"])
+        return distill_loss(loss, out.logits, batch["teacher"].view_as(out.logits), self.kd)
 
 # %% ../nbs/07_distill.ipynb #23fc8381
 def check_labels(
@@ -101,49 +113,95 @@ def _pretrained_teacher(name):
     return model
 
 # %% ../nbs/07_distill.ipynb #f8ec5d37
-def distill_key(teacher_id:str, task:str, limit, kd:KD, seed:int, max_length:int) -> str: # 16 hex digits
-    "The content key of an augmented training set with a teacher's logits"
-    text = json.dumps(["distill", 1, teacher_id, portable(task), limit, kd.augment, kd.words if kd.augment else None, seed if kd.augment else None, max_length])
+def distill_key(
+    part:str, options:list, # what is labelled: originals, copies or transfer, and what decides which they are
+    teacher_id:str, task:str, limit, max_length:int, split:str, # as for `taught`
+) -> str: # 16 hex digits
+    "The content key of texts with a teacher's logits"
+    text = json.dumps(["distill", 2, part, options, teacher_id, portable(task), limit, max_length, split])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+# %% ../nbs/07_distill.ipynb #d0000001
+def changed_copies(
+    train, # the task's training set
+    task, kd:KD, seed:int,
+): # a Dataset with a column `copy`, 1 for the first copies
+    "Augmented copies of a training set in which at least one word was replaced"
+    data = augment(train, task.augment, task.texts, copies=kd.augment, words=kd.words, seed=seed)
+    data = new_copies(data, task.augment)
+    return data.select(range(len(train), len(data)))
+
+def unlabelled(
+    texts, # of `transfer_set`
+    task,
+): # a Dataset with the columns of a training set and `copy`, -1
+    "Transfer texts as training examples: -100 or NaN for the label, which `label_loss` passes over"
+    none = -100 if task.labels else float("nan")
+    return texts.add_column("label", [none]*len(texts)).add_column("copy", [-1]*len(texts))
+
+def with_logits(
+    data, # a Dataset
+    task,
+    teacher, # (model, tokenizer)
+    max_length:int=128, progress=None, # as for `predict`
+): # a Dataset with a column `teacher`
+    "What the teacher says to every text"
+    logits = predict(*teacher, data, task.texts, max_length=max_length, bf16=True, progress=progress)
+    data = data.add_column("teacher", [row.tolist() for row in logits])
+    kinds = dict(label=Value("int64" if task.labels else "float32"), idx=Value("int64"), copy=Value("int64"))
+    return data.cast(Features(data.features | kinds))
+
 # %% ../nbs/07_distill.ipynb #c714881d
+NAMES = dict(originals="training examples", copies="augmented copies", transfer="transfer texts")
+
 def taught(
     train, # the task's training set
     task, kd:KD,
     teacher, # () -> (model, tokenizer); only called if the cache lacks something
     teacher_id:str, # what tells this teacher from others
-    limit:int|None=None, seed:int=0, max_length:int=128, # as in `Run`
+    limit:int|None=None, seed:int=0, max_length:int=128, split:str="validation", # as in `Run`
     cache=None, # folder; None is outputs/cache
-): # a Dataset: originals and changed copies, with the columns `copy` and `teacher`
-    "The training set of a student: augmented, with the teacher's logits, from the cache if it is there"
-    from datasets import load_from_disk
-    if not task.augment: kd = replace(kd, augment=0) # a language without a dictionary here
-    folder = Path(cache or outputs_dir()/"cache")/"distill"/distill_key(teacher_id, task.name, limit, kd, seed, max_length)
-    if not (folder/"state.json").is_file():
-        with lease(folder): # of several processes one asks
-            if not (folder/"state.json").is_file():
-                originals = () if not kd.augment else taught(train, task, replace(kd, augment=0), teacher, teacher_id, limit, seed, max_length, cache)
-                keep_dataset(_with_logits(_parts(train, task, kd, seed, originals), task, teacher, max_length), folder)
-    return load_from_disk(str(folder))
+    say=print, # where progress goes
+): # a Dataset: originals, changed copies and transfer texts, with the columns `copy` (0, 1.., -1) and `teacher`
+    "The training set of a student with the teacher's logits, each part from the cache if it is there"
+    from datasets import concatenate_datasets, load_from_disk
+    cache = Path(cache or outputs_dir()/"cache")
+    def labelled(part, options, rows):
+        folder = cache/"distill"/distill_key(part, options, teacher_id, task.name, limit, max_length, split)
+        is_there = lambda: (folder/"state.json").is_file()
+        if not is_there():
+            with lease(folder): # of several processes one asks
+                if not is_there():
+                    data = rows()
+                    say(f"  the teacher labels {len(data):,} {NAMES[part]}, once; its logits are cached", flush=True)
+                    if len(data): data = with_logits(data, task, teacher(), max_length, every(say, len(data)))
+                    keep_dataset(data, folder)
+        return load_from_disk(str(folder))
+    parts = [labelled("originals", [], lambda: train.add_column("copy", [0]*len(train)))]
+    if kd.augment and task.augment: # a dictionary for this language
+        parts.append(labelled("copies", [kd.augment, kd.words, seed], lambda: changed_copies(train, task, kd, seed)))
+    if n := kd.texts(len(train)):
+        texts = lambda: unlabelled(transfer_set(task.name, n, limit, cache, split), task)
+        parts.append(labelled("transfer", [n], texts))
+        if len(parts[-1]) < n: say(f"  {len(parts[-1]):,} transfer texts; there are no {n:,}", flush=True)
+    columns = parts[0].column_names
+    return concatenate_datasets([p.select_columns(columns) for p in parts if len(p)])
+
+def every(say, total:int, seconds:float=20.0): # a function of the number of rows that are done
+    "A line of progress every so often"
+    last = [time.monotonic()]
+    def progress(done):
+        if time.monotonic() - last[0] > seconds:
+            last[0] = time.monotonic()
+            say(f"  {done:,} of {total:,} texts labelled", flush=True)
+    return progress
 
 # %% ../nbs/07_distill.ipynb #a0bac48f
-def _parts(train, task, kd, seed, originals):
-    "The originals, with their logits if they are known, and the copies that differ from them, still without"
-    data = augment(train, task.augment, task.texts, copies=kd.augment, words=kd.words, seed=seed)
-    if not kd.augment: return [data]
-    copies = new_copies(data, task.augment)
-    return [originals, copies.select(range(len(originals), len(copies)))]
-
-def _with_logits(parts, task, teacher, max_length):
-    "Everything in one dataset, with the teacher asked about what it has not seen"
-    from datasets import concatenate_datasets
-    ask = lambda data: data.add_column("teacher", [row.tolist() for row in predict(*teacher(), data, task.texts, max_length=max_length)])
-    return concatenate_datasets([p if "teacher" in p.column_names else ask(p) for p in parts if len(p)])
-
 def keep_dataset(data, folder):
     "Write a dataset so that its folder is either whole or not there"
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
     data.save_to_disk(str(temporary/"data"))
     shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary/"data", folder); temporary.rmdir()
+    os.replace(temporary/"data", folder)
+    temporary.rmdir()

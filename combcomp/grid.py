@@ -15,9 +15,9 @@ from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
 
-from .config import FAMILIES, GLUE, LEASE, SUBSETS, WORDNET, KD, Run, lease, limits_of, names, number, outputs_dir, parse, portable, reject, shown, task_title, teacher_run
+from .config import FAMILIES, GLUE, LEASE, SUBSETS, WORDNET, KD, Run, lease, limits_of, names, number, outputs_dir, parse, portable, recipe_of, reject, shown, task_title, teacher_run
 from .distill import check_order, check_teacher, load_teacher, taught
-from .models import learning_rate, load_model, load_tokenizer, predict, source
+from .models import learning_rate, recipe_epochs, load_model, load_tokenizer, predict, source
 from .pack import other_sizes, pack, unpack
 from .plan import before_rounding, configurations, duration, estimate, needs, ordered, remaining, spec_of
 from .results import failure_file, load_results, read_failure, read_row, row_file, save_failure, save_predictions, save_row, surroundings, writable
@@ -64,9 +64,11 @@ def training_set(
     kd = spec_of(cfg, KD)
     if kd is None: return data["train"], None
     teacher_id, teacher_score, teacher = find_teacher(cfg, data, outputs)
-    if kd.augment and not task_of(cfg.task).augment: say("  these texts are not English, and synonyms are: the student learns from the originals alone", flush=True)
-    say(f"  the teacher's opinion of {len(data['train']):,} examples and their copies, asked once and kept", flush=True)
-    return taught(data["train"], task_of(cfg.task), kd, teacher, teacher_id, cfg.limit, cfg.seed, cfg.max_length, outputs_dir(outputs)/"cache"), teacher_score
+    if kd.augment and not task_of(cfg.task).augment:
+        say("  these texts are not English, and synonyms are: no augmented copies", flush=True)
+    cache = outputs_dir(outputs)/"cache"
+    return taught(data["train"], task_of(cfg.task), kd, teacher, teacher_id, cfg.limit, cfg.seed, cfg.max_length,
+                  cfg.split, cache, say), teacher_score
 
 # %% ../nbs/15_grid.ipynb #7e86ef61
 def evaluate(
@@ -74,7 +76,7 @@ def evaluate(
 ): # (dict of score and every metric, logits of the headline split)
     "Every metric of the task on its validation sets"
     task, results, first = task_of(cfg.task), {}, None
-    for split in task.evals:
+    for split in [s for s in task.evals if s in data]:
         logits = predict(model, tokenizer, data[split], task.texts, max_length=cfg.max_length)
         values = metrics(task, logits, data[split]["label"])
         if first is None: first, results = logits, dict(score=score(task, values), metric=task.headline, **values)
@@ -108,13 +110,16 @@ def _trained(cfg, out, say, **more):
     "The baked model of a run, its tokenizer, the task's data, and facts for the row"
     say(label(cfg) + (f": {cfg.task}" if cfg.task.startswith("file:") else ""), flush=True)
     tok, model = _tokenizer(cfg.family, cfg.size), load_model(cfg.family, cfg.size, task_of(cfg.task, out/"cache").labels, cfg.seed)
-    data = _task(cfg.task, cfg.limit, cache=out/"cache") # after the model: what is missing should be missed at once
+    data = _task(cfg.task, cfg.limit, out/"cache", cfg.split) # after the model: what is missing should be missed at once
     train, teacher_score = training_set(cfg, data, out, say)
-    rate = cfg.lr or learning_rate(model.config.num_hidden_layers, model.config.hidden_size)
+    recipe = recipe_of(cfg.recipe)
+    rate = cfg.lr or learning_rate(model.config.num_hidden_layers, model.config.hidden_size, recipe)
+    unlabelled = sum(c < 0 for c in train["copy"]) if "copy" in train.column_names else 0
+    epochs = cfg.epochs or recipe_epochs(recipe, len(train) - unlabelled, cfg.batch_size, unlabelled)
     if more.get("report_to") == "tensorboard": os.environ["TENSORBOARD_LOGGING_DIR"] = str(out/"trackers"/f"{cfg.size} {task_title(cfg.task)} seed {cfg.seed}"/(cfg.methods or "none"))
     stats = compress(model, tok, _encoded(train, tok, cfg), parse(cfg.methods), unfinished(cfg, out), say=say,
-                     seed=cfg.seed, epochs=cfg.epochs, batch_size=cfg.batch_size, lr=rate, name=cfg.methods or "none", **more)
-    return model, tok, data, dict(learning_rate=rate, train_examples=len(train), teacher_score=teacher_score, **stats)
+                     seed=cfg.seed, epochs=epochs, batch_size=cfg.batch_size, lr=rate, recipe=recipe, name=cfg.methods or "none", **more)
+    return model, tok, data, dict(learning_rate=rate, epochs_trained=epochs, train_examples=len(train), teacher_score=teacher_score, **stats)
 
 # %% ../nbs/15_grid.ipynb #03a739dd
 def _rounded(cfg, base, out, say):
@@ -122,10 +127,10 @@ def _rounded(cfg, base, out, say):
     row = read_row(base.id, out)
     say(f"{label(cfg)}: rounding the model of {row['id']}", flush=True)
     task, tok, model = task_of(cfg.task), _tokenizer(cfg.family, cfg.size), unpack(model_file(base, out))
-    data, spec = _task(cfg.task, cfg.limit, cache=out/"cache"), parse(cfg.methods)[-1][-1]
+    data, spec = _task(cfg.task, cfg.limit, out/"cache", cfg.split), parse(cfg.methods)[-1][-1]
     few = data["train"].select(range(min(len(data["train"]), 32*spec.batches)))
     bake(model, [calibrated(model, tok, encode(few, tok, task.texts, cfg.max_length), spec)])
-    return model, tok, data, {k: row[k] for k in ("learning_rate", "train_examples", "teacher_score", "train_seconds", "steps", "examples_per_second")}
+    return model, tok, data, {k: row[k] for k in ("learning_rate", "epochs_trained", "train_examples", "teacher_score", "train_seconds", "steps", "examples_per_second")}
 
 # %% ../nbs/15_grid.ipynb #90970f44
 class Superseded(RuntimeError): "Another process has taken this run over"
@@ -170,7 +175,7 @@ def _speeds(cfg, model, out, say):
     import torch
     from combcomp.export import FILES, ParityError, export
     from combcomp.speed import bench
-    tok, data, found = _tokenizer(cfg.family, cfg.size), _task(cfg.task, cfg.limit, cache=out/"cache")[task_of(cfg.task).evals[0]], {}
+    tok, data, found = _tokenizer(cfg.family, cfg.size), _task(cfg.task, cfg.limit, out/"cache", cfg.split)[task_of(cfg.task).evals[0]], {}
     with tempfile.TemporaryDirectory() as folder:
         for runtime in FILES:
             try: found[runtime] = export(model, f"{folder}/{runtime}", runtime, tok, task_of(cfg.task, out/"cache"), data, cfg.max_length)["parity"]["equal"]

@@ -220,7 +220,9 @@ def _rights(row, license):
 # %% ../nbs/22_hub.ipynb #9b29a972
 def _origin(row):
     "The section about how it was made"
-    trained = f"{row['epochs']:g} epoch{'s' if row['epochs'] != 1 else ''} in batches of {row['batch_size']:d}, peak learning rate {row['learning_rate']:g}, seed {row['seed']:d}"
+    passes = row.get("epochs_trained") or row["epochs"]
+    trained = f"{passes:g} epoch{'s' if passes != 1 else ''} in batches of {row['batch_size']:d}, " \
+              f"peak learning rate {row['learning_rate']:g}, seed {row['seed']:d}, recipe {row['recipe']}"
     taught = [f"The larger model: {_code(row['teacher'] or FAMILIES.get(row['family'], ['full'])[0])}, score {row['teacher_score']:.1f}."] if row.get("teacher_score") else []
     versions = [f"{p} {_code(row['version_' + p])}" for p in ("combcomp", "torch", "transformers", "datasets") if row.get("version_" + p)]
     facts = [f"{name} {_code(row[k])}" for k, name in (("id", "run"), ("commit", "commit"), ("python", "Python"), ("device", "on"), ("started", "started")) if row.get(k)]

@@ -11,7 +11,7 @@ __all__ = ['BERT', 'VOCAB', 'POSITIONS', 'TYPES', 'PAPER_SIZES', 'linear_paramet
 import re
 from pathlib import Path
 
-from .config import FAMILIES, reject
+from .config import FAMILIES, Recipe, reject
 
 # %% ../nbs/03_models.ipynb #0ab6e71a
 BERT = dict(large=(24, 1024), base=(12, 768), medium=(8, 512), small=(4, 512), mini=(4, 256), tiny=(2, 128)) # layers, hidden
@@ -127,9 +127,24 @@ def cut(model, size:str): # the same model with fewer layers
     return model
 
 # %% ../nbs/03_models.ipynb #7a18f96a
-def learning_rate(layers:int, hidden:int) -> float: # peak rate of AdamW at batch 32
-    "A peak learning rate for a BERT of this depth and width"
-    return float(f"{min(5e-4, 5e-4*(384/hidden)**2/layers**0.5):.1e}")
+def learning_rate(
+    layers:int, hidden:int,
+    recipe:Recipe=Recipe(),
+) -> float: # peak rate of AdamW
+    "A peak learning rate for an encoder of this depth and width"
+    return float(f"{recipe.rate*min(1, (384/hidden)**recipe.width/layers**recipe.depth):.1e}")
+
+# %% ../nbs/03_models.ipynb #c0000001
+def recipe_epochs(
+    recipe:Recipe,
+    labelled:int, # training examples with a label, copies included
+    batch_size:int,
+    transfer:int=0, # texts without one
+) -> float: # passes over all of them
+    "The recipe's epochs: more where a small set would make too few steps, and steps for transfer texts"
+    floor = min(recipe.max_epochs, recipe.min_steps*batch_size/labelled)
+    share = transfer/(labelled + transfer)
+    return float(f"{max(recipe.epochs, floor)*(1 + recipe.transfer*share)*(1 - share):.3g}")
 
 # %% ../nbs/03_models.ipynb #b1e69f11
 def by_length(
@@ -141,22 +156,35 @@ def by_length(
     order = np.argsort(lengths, kind="stable")
     return np.array_split(order, max(1, -(-len(order)//batch_size)))
 
+# %% ../nbs/03_models.ipynb #c0000002
+def bf16_is_native() -> bool: # on the GPU if there is one, else on the CPU
+    "Does this machine compute in bf16?"
+    import torch
+    if torch.cuda.is_available(): return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
 # %% ../nbs/03_models.ipynb #33bd881b
 def predict(
     model, tokenizer,
     data, # a Dataset
     texts:tuple, # its one or two text columns
     batch_size:int=64, max_length:int=128,
+    bf16:bool=False, # compute in bf16 where that is native: faster, logits to two or three digits
+    progress=None, # called with the number of rows that are done
 ): # float32 array of shape (examples, outputs)
     "Logits of a model for every example, in the order of the data"
     import numpy as np, torch
     if torch.cuda.is_available(): model.cuda()
     columns = [list(data[t]) for t in texts]
     ids = tokenizer(*columns, truncation=True, max_length=max_length)["input_ids"]
-    out = np.empty((len(ids), model.config.num_labels), np.float32)
-    for part in by_length([len(i) for i in ids], batch_size):
-        batch = tokenizer(*[[c[i] for i in part] for c in columns], truncation=True, max_length=max_length, padding=True, return_tensors="pt")
-        out[part] = _logits(model, batch)
+    out, done = np.empty((len(ids), model.config.num_labels), np.float32), 0
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16 and bf16_is_native()):
+        for part in by_length([len(i) for i in ids], batch_size):
+            rows = [[c[i] for i in part] for c in columns]
+            batch = tokenizer(*rows, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
+            out[part] = _logits(model, batch)
+            done += len(part)
+            if progress: progress(done)
     return out
 
 def _logits(model, batch):

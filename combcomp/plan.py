@@ -12,8 +12,8 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from .config import FAMILIES, KD, MP, PTQ, QAT, SUBSETS, Run, canonical, parse, teacher_run
-from .models import BERT, encoder_parameters
+from .config import FAMILIES, KD, MP, PTQ, QAT, SUBSETS, Run, canonical, parse, recipe_of, teacher_run
+from .models import BERT, encoder_parameters, recipe_epochs
 
 # %% ../nbs/18_plan.ipynb #3c22d2a7
 def before_rounding(cfg:Run): # a `Run`, or None for a run without ptq
@@ -91,14 +91,34 @@ def forward_flops(
     return layers*(2*tokens*12*hidden**2 + 4*tokens**2*hidden)
 
 # %% ../nbs/18_plan.ipynb #cd481b9a
-def examples(cfg:Run) -> float: # rows, copies included
+def labelled(cfg:Run) -> float: # rows
+    "Training examples with a label"
+    rows = data_of(cfg.task)["train"]
+    if cfg.split == "heldout": rows -= min(1000, rows//5)
+    return min(cfg.limit or 10**12, rows)
+
+def transfer_texts(cfg:Run) -> float: # rows
+    "Texts that only the teacher labels"
+    kd, data = spec_of(cfg, KD), data_of(cfg.task)
+    if not kd: return 0
+    left = data["train"] - labelled(cfg) if cfg.split == "validation" else 0
+    return min(kd.texts(labelled(cfg)), left + data.get("transfer", 0))
+
+def copies(cfg:Run) -> float: # rows
+    "Augmented copies of the labelled examples"
+    kd = spec_of(cfg, KD)
+    return labelled(cfg)*kd.augment*data_of(cfg.task)["changed"] if kd else 0
+
+def examples(cfg:Run) -> float: # rows, copies and transfer texts included
     "What a run trains on in one epoch"
-    data, kd = data_of(cfg.task), spec_of(cfg, KD)
-    return min(cfg.limit or 10**12, data["train"])*(1 + (kd.augment*data["changed"] if kd else 0))
+    return labelled(cfg) + copies(cfg) + transfer_texts(cfg)
 
 def steps(cfg:Run) -> float: # over all stages; 0 when nothing is trained
     "Updates of a run"
-    return 0.0 if before_rounding(cfg) else examples(cfg)/cfg.batch_size*cfg.epochs*max(1, len(parse(cfg.methods)))
+    if before_rounding(cfg): return 0.0
+    recipe, unlabelled = recipe_of(cfg.recipe), transfer_texts(cfg)
+    epochs = cfg.epochs or recipe_epochs(recipe, examples(cfg) - unlabelled, cfg.batch_size, unlabelled)
+    return examples(cfg)/cfg.batch_size*epochs*max(1, len(parse(cfg.methods)))
 
 def flops(cfg:Run) -> float: # three forward passes for an example and epoch, one for each validation example
     "Operations of a whole run, without its teacher's"

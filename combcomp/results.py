@@ -73,9 +73,12 @@ def read_row(id:str, outputs=None) -> dict|None: # None if that run is not done
 
 # %% ../nbs/14_results.ipynb #fe1c1fb1
 def _read(path):
-    "One row file, checked"
+    "One row file, checked; None for a row of a time without recipes, which is no row of any `Run`"
     fields = Run.__dataclass_fields__
-    try: row = json.loads(path.read_text()); run = Run(**{k: row[k] for k in fields})
+    try:
+        row = json.loads(path.read_text())
+        if "score" in row and "recipe" not in row: return None # made before recipes had versions
+        run = Run(**{k: row[k] for k in fields})
     except (ValueError, KeyError, TypeError) as e: raise ValueError(f"{shown(path)} is not the row of a run ({e}); delete it, and the run will be made again") from None
     if not row.get("id") == run.id == path.stem: raise ValueError(f"{shown(path)} says it is run {row.get('id')}, but its fields make {run.id}; delete it, and the run will be made again")
     return row
@@ -131,7 +134,7 @@ def load_results(
     "All results: the rows in outputs/runs and those released in outputs/results.csv"
     import pandas as pd
     folder = outputs_dir(outputs)
-    rows = [_read(p) for p in sorted((folder/"runs").glob("*.json")) if own]
+    rows = [row for p in sorted((folder/"runs").glob("*.json")) if own and (row := _read(p))]
     tables = [pd.DataFrame(rows)] if rows else []
     if (folder/"results.csv").is_file(): tables.append(_released(folder/"results.csv"))
     if not tables: return pd.DataFrame(columns=[*Run.__dataclass_fields__, "id", "score"])
@@ -142,7 +145,8 @@ def _released(path):
     "The released table, with its words as words"
     import pandas as pd
     words = ["methods", "teacher", "commit"]
-    return pd.read_csv(path, dtype={"id": str, **dict.fromkeys(words, str)}).fillna(dict.fromkeys(words, ""))
+    table = pd.read_csv(path, dtype={"id": str, **dict.fromkeys(words, str)}).fillna(dict.fromkeys(words, ""))
+    return table if "recipe" in table else table[:0].assign(recipe="", split="")
 
 # %% ../nbs/14_results.ipynb #2c1fdabd
 def release(outputs=None) -> Path: # outputs/results.csv
@@ -174,6 +178,8 @@ def balanced(
     return table[table.groupby([*place, "seed"])["methods"].transform("nunique") == wanted]
 
 # %% ../nbs/14_results.ipynb #7e732679
+TRAINING = ("limit", "epochs", "batch_size", "lr", "max_length", "recipe", "split") # how a row was trained
+
 def comparable(
     table, # a DataFrame of rows
     family:str="minilm", tasks=("supersense",), # names, as in `Run`
@@ -182,9 +188,10 @@ def comparable(
 ): # rows of those combinations
     "Rows of some combinations under one training, whole training sets unless another is named, balanced over seeds"
     wanted = asdict(Run(**training))
-    same = lambda k: table[k].isna() if wanted[k] is None else table[k] == wanted[k]
-    usual = table["methods"].isin(methods) & (table["family"] == family) & same("limit") & same("epochs") & same("batch_size") & same("lr") & same("max_length")
-    return balanced(table[table["task"].isin(tasks) & usual])
+    usual = table["methods"].isin(methods) & (table["family"] == family) & table["task"].isin(tasks)
+    for k in TRAINING:
+        if k in table: usual &= table[k].isna() if wanted[k] is None else table[k] == wanted[k]
+    return balanced(table[usual])
 
 # %% ../nbs/14_results.ipynb #b04a1932
 def markdown(

@@ -7,19 +7,22 @@ __all__ = ['WHOLE', 'encode', 'bf16_is_native', 'arguments', 'tracking', 'Compos
            'build', 'attach', 'keep_stages', 'resume_stages', 'compress', 'calibrated']
 
 # %% ../nbs/09_train.ipynb #c17764c7
-import json, math, shutil, tempfile, time
-from contextlib import nullcontext
+import json, math, re, shutil, tempfile, time
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.nn.utils import parametrize
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from .config import PTQ, QAT, KD, MP, atomically, method_name, reject, shown
+from .config import PTQ, QAT, KD, MP, Recipe, atomically, method_name, reject, shown
 from .distill import Distill
-from .methods import bake, total_loss
+from .methods import Method, bake, total_loss
+from .models import bf16_is_native
 from .prune import Prune
 from .quantize import Quantize, calibrate
 
@@ -35,20 +38,81 @@ def encode(
     out = data.map(fast, batched=True, remove_columns=[c for c in data.column_names if c not in kept], desc="tokenizing")
     return out.add_column("length", [len(i) for i in out["input_ids"]]).rename_column("label", "labels")
 
-# %% ../nbs/09_train.ipynb #07a1e6e0
-def bf16_is_native() -> bool: # on the GPU if there is one, else on the CPU
-    "Does this machine compute in bf16?"
-    if torch.cuda.is_available(): return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
 # %% ../nbs/09_train.ipynb #302a3ee8
-def arguments(folder, seed, epochs, batch_size, lr, **more) -> TrainingArguments: # AdamW, linear decay after 10% warm-up
+def arguments(
+    folder, # of checkpoints
+    seed:int, epochs:float, batch_size:int, lr:float,
+    recipe:Recipe=Recipe(),
+    **more, # further `TrainingArguments`
+) -> TrainingArguments: # AdamW, linear decay after a warm-up
     "The training recipe, in Trainer's words"
+    defaults = dict(logging_strategy="no", report_to="none")
     return TrainingArguments(
-        output_dir=str(folder), seed=seed, num_train_epochs=epochs, per_device_train_batch_size=batch_size, learning_rate=lr,
-        optim="adamw_torch_fused", weight_decay=0.01, warmup_steps=0.1, lr_scheduler_type="linear", max_grad_norm=1.0,
-        bf16=bf16_is_native(), use_cpu=not torch.cuda.is_available(), train_sampling_strategy="group_by_length", remove_unused_columns=False, disable_tqdm=True,
-        save_strategy="no", save_total_limit=2, **{**dict(logging_strategy="no", report_to="none"), **more})
+        output_dir=str(folder), seed=seed, num_train_epochs=epochs, per_device_train_batch_size=batch_size,
+        learning_rate=lr, optim="adamw_torch_fused", weight_decay=recipe.weight_decay, warmup_steps=recipe.warmup,
+        lr_scheduler_type="linear", max_grad_norm=1.0, bf16=bf16_is_native(), use_cpu=not torch.cuda.is_available(),
+        train_sampling_strategy="group_by_length", remove_unused_columns=False, disable_tqdm=True,
+        save_strategy="no", save_total_limit=2, **{**defaults, **more})
+
+# %% ../nbs/09_train.ipynb #b0000001
+@contextmanager
+def dropout(
+    model, p:float, # probability
+): # for `with`
+    "Inside a block, another dropout; after it, as before"
+    before = {m: m.p for m in model.modules() if isinstance(m, nn.Dropout)}
+    for m in before: m.p = p
+    try: yield
+    finally:
+        for m, was in before.items(): m.p = was
+
+# %% ../nbs/09_train.ipynb #b0000002
+@contextmanager
+def used_rows(
+    model, # a transformers model
+    data, # of `encode`
+    pad:int=0, # the id that pads a batch
+): # for `with`
+    "Inside a block, the table of word embeddings holds only the rows that occur in the data"
+    table = model.get_input_embeddings()
+    if parametrize.is_parametrized(table): yield; return # another method needs the whole table
+    whole, count, padding = table.weight, table.num_embeddings, table.padding_idx
+    ids = torch.from_numpy(data.with_format("arrow")["input_ids"].combine_chunks().flatten().unique().to_numpy().copy())
+    rows = torch.cat([ids, torch.tensor([pad])]).unique().to(whole.device)
+    place = torch.zeros(count, dtype=torch.long, device=whole.device)
+    place[rows] = torch.arange(len(rows), device=whole.device)
+    table.weight, table.num_embeddings = nn.Parameter(whole.detach()[rows].clone()), len(rows)
+    if padding is not None: table.padding_idx = place[padding].item()
+    hook = table.register_forward_pre_hook(lambda module, args: (place.to(args[0].device)[args[0]], *args[1:]))
+    try: yield
+    finally:
+        hook.remove()
+        with torch.no_grad(): whole[rows.to(whole.device)] = table.weight.to(whole.device)
+        table.weight, table.num_embeddings, table.padding_idx = whole, count, padding
+
+# %% ../nbs/09_train.ipynb #b0000003
+class Affine(nn.Module):
+    "A tensor times a scale plus a shift, as a parametrization"
+    def __init__(self, scale, shift=0.0): super().__init__(); self.scale, self.shift = scale, shift
+    def forward(self, x): return x*self.scale + self.shift
+
+class Standardize(Method):
+    "A regression head that is learned in units of the labels' spread, beginning at their mean"
+    def __init__(self, mean:float, std:float): self.mean, self.std = mean, std
+    def attach(self, model):
+        parametrize.register_parametrization(model.classifier, "weight", Affine(self.std))
+        parametrize.register_parametrization(model.classifier, "bias", Affine(self.std, self.mean))
+    def loss(self, loss, out, batch): return loss/self.std**2
+
+def standardize(
+    model, data, # of `encode`
+    recipe:Recipe,
+) -> list: # of one `Standardize`, or empty
+    "What a regression needs before it is trained"
+    if model.config.num_labels > 1 or not recipe.standardize: return []
+    labels = torch.tensor(data["labels"], dtype=torch.float64)
+    labels = labels[~labels.isnan()]
+    return [Standardize(labels.mean().item(), max(labels.std().item(), 1e-6))]
 
 # %% ../nbs/09_train.ipynb #53c70e9d
 def tracking(
@@ -67,9 +131,27 @@ def _tensors(model):
     "An attached model's state, for a safetensors file"
     return {k: v.contiguous() for k, v in model.state_dict().items()}
 
+def rate_share(name:str, layers:int, recipe:Recipe) -> float: # 1 for the uppermost layer
+    "The learning rate of a parameter as a share of the peak rate"
+    if not name.startswith("bert."): return recipe.head
+    below = re.search(r"\.layer\.(\d+)\.", name)
+    steps = layers - 1 - int(below[1]) if below else layers if ".embeddings." in name else 0
+    return recipe.layer_decay**steps
+
 class Composed(Trainer):
     "A Trainer whose loss goes through a list of methods"
-    methods = ()
+    methods, recipe = (), Recipe()
+    def create_optimizer(self):
+        "AdamW with the recipe's rates: the head's, and for each layer"
+        kwargs_cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        decayed, groups = {*self.get_decay_parameter_names(self.model)}, {}
+        for name, p in self.model.named_parameters():
+            key = rate_share(name, self.model.config.num_hidden_layers, self.recipe), name in decayed
+            groups.setdefault(key, []).append(p)
+        decay = lambda yes: self.args.weight_decay if yes else 0.0
+        self.optimizer = kwargs_cls([dict(params=p, lr=self.args.learning_rate*share, weight_decay=decay(yes))
+                                     for (share, yes), p in groups.items()], **kwargs)
+        return self.optimizer
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         extra = {k: inputs.pop(k) for k in ("teacher", "length") if k in inputs}
         loss, out = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
@@ -96,6 +178,20 @@ class Clock(TrainerCallback):
         self.last = time.perf_counter(); spent = self.last - self.start
         left = spent*(state.max_steps - state.global_step)/max(state.global_step - self.first, 1)
         self.say(f"  epoch {state.epoch:4.1f}  step {state.global_step:>5}/{state.max_steps}  {spent:5.0f} s, {left:4.0f} s left", flush=True)
+
+# %% ../nbs/09_train.ipynb #b0000004
+class Average(TrainerCallback):
+    "The mean of the weights over the last steps"
+    def __init__(self, model, share): self.model, self.share, self.count = model, share, 0
+    def on_step_end(self, args, state, control, **kwargs):
+        if not self.share or state.global_step <= (1 - self.share)*state.max_steps: return
+        self.count += 1
+        now = [p.detach() for p in self.model.parameters()]
+        if self.count == 1: self.mean = [p.clone() for p in now]
+        else: torch._foreach_lerp_(self.mean, now, 1/self.count)
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.count:
+            with torch.no_grad(): torch._foreach_copy_([p.detach() for p in self.model.parameters()], self.mean)
 
 # %% ../nbs/09_train.ipynb #8df96124
 WHOLE = "whole.json" # the last file of a checkpoint
@@ -137,10 +233,12 @@ class Saver(TrainerCallback):
         self.last = time.perf_counter()
 
 # %% ../nbs/09_train.ipynb #10fb20c2
-def _trainer(model, tokenizer, data, methods, args, callbacks):
+def _trainer(model, tokenizer, data, methods, args, callbacks, recipe=Recipe()):
     "A Trainer without the callbacks that print"
     trainer = Composed(model, args, DataCollatorWithPadding(tokenizer), data, callbacks=callbacks)
-    trainer.remove_callback(PrinterCallback); trainer.remove_callback(ProgressCallback); trainer.methods = methods
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.methods, trainer.recipe = methods, recipe
     return trainer
 
 # %% ../nbs/09_train.ipynb #94e718ec
@@ -149,20 +247,28 @@ def fit(
     data, # of `encode`
     methods=(), # a list of `Method`, attached to the model
     seed:int=0, epochs:float=3.0, batch_size:int=32, lr:float=1e-4,
+    recipe:Recipe=Recipe(), # its epochs and rate are those given here
     say=print, # where progress goes
     folder=None, # for checkpoints; a training that left some there is resumed. None keeps none
     checkpoint:float=60.0, # seconds between two of them
     report_to:str="none", name:str="", # as for `tracking`
 ) -> dict: # train_seconds (of all parts, if resumed), steps, examples_per_second
     "Train a model in place; FloatingPointError when the loss is no longer a number"
-    with nullcontext(folder) if folder else tempfile.TemporaryDirectory() as place:
+    with ExitStack() as stack:
+        place = folder or stack.enter_context(tempfile.TemporaryDirectory())
         begun, noted = newest_checkpoint(place)
         saver = Saver(checkpoint if folder else math.inf, noted)
-        args = arguments(place, seed, epochs, batch_size, lr, **tracking(report_to, name))
-        trainer = _trainer(model, tokenizer, data, methods, args, [Clock(methods, say), saver])
-        if begun: say(f"  resumed at step {Path(begun).name.split('-')[1]}, after {noted['seconds']:.0f} s of training", flush=True)
-        result = trainer.train(resume_from_checkpoint=begun); seconds = saver.seconds()
-        for key in ("forward", "_original_forward", "_is_accelerate_prepared"): vars(model).pop(key, None) # else it goes on in bf16, and a next stage in fp32
+        args = arguments(place, seed, epochs, batch_size, lr, recipe, **tracking(report_to, name))
+        stack.enter_context(dropout(model, recipe.dropout))
+        if recipe.used_rows: stack.enter_context(used_rows(model, data, tokenizer.pad_token_id))
+        callbacks = [Clock(methods, say), saver, Average(model, recipe.average)]
+        trainer = _trainer(model, tokenizer, data, methods, args, callbacks, recipe)
+        if begun:
+            say(f"  resumed at step {Path(begun).name.split('-')[1]}, after {noted['seconds']:.0f} s of training", flush=True)
+        result = trainer.train(resume_from_checkpoint=begun)
+        seconds = saver.seconds()
+        for key in ("forward", "_original_forward", "_is_accelerate_prepared"):
+            vars(model).pop(key, None) # else it goes on in bf16, and a next stage in fp32
     return dict(train_seconds=seconds, steps=result.global_step, examples_per_second=len(data)*epochs/seconds)
 
 # %% ../nbs/09_train.ipynb #bec73125
@@ -210,18 +316,24 @@ def compress(
     model, tokenizer, data, # as in `fit`
     stages:tuple=(), # of `combcomp.config.parse`
     kept=None, # folder for what an interrupted run goes on from, or None
+    recipe:Recipe=Recipe(), # as in `fit`
     say=print, **kwargs, # further arguments of `fit`
 ) -> dict: # the sums of what `fit` returns
     "Train through every stage, quantize after training if asked, and bake; changes the model in place"
     done = kept and Path(kept)/"stages.safetensors"
+    always = attach(model, standardize(model, data, recipe))
     attached, totals = resume_stages(model, stages, done)
     for i, stage in [*enumerate(stages or ((),))][len(totals):]:
         folder = kept and Path(kept)/f"stage-{i + 1}"
         if len(stages) > 1: say(f"  stage {i + 1} of {len(stages)}: {', '.join(map(method_name, stage))}", flush=True)
-        methods = attach(model, build(stage)); attached += methods
-        if methods or i == 0: totals.append(fit(model, tokenizer, data, methods, say=say, folder=folder, **kwargs))
+        methods = attach(model, build(stage))
+        attached += methods
+        if methods or i == 0:
+            totals.append(fit(model, tokenizer, data, [*methods, *always], recipe=recipe, say=say, folder=folder, **kwargs))
         attached += [calibrated(model, tokenizer, data, spec) for spec in stage if isinstance(spec, PTQ)]
-        if kept and i + 1 < len(stages): keep_stages(model, totals, done); shutil.rmtree(folder, ignore_errors=True)
+        if kept and i + 1 < len(stages):
+            keep_stages(model, totals, done)
+            shutil.rmtree(folder, ignore_errors=True)
     bake(model, attached)
     return {k: sum(t[k] for t in totals) for k in ("train_seconds", "steps")} | dict(examples_per_second=_mean_speed(totals))
 
