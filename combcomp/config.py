@@ -260,7 +260,7 @@ def portable(task:str) -> str: # the full name without folders
     "The name of a task without what is only true on this machine"
     if not task.startswith("file:"): return task
     path, rest = re.fullmatch(r"file:([^?#]*)(.*)", task, re.S).groups()
-    return f"file:{_last(path)}" + re.sub("(?<=validation=)[^&#]*", lambda m: _last(m[0]), rest)
+    return f"file:{_last(path)}" + re.sub("(?<=validation=|unlabelled=)[^&#]*", lambda m: _last(m[0]), rest)
 
 # %% ../nbs/01_config.ipynb #158eed98
 @dataclass(frozen=True)
@@ -311,7 +311,8 @@ def _id(run):
     "16 hex digits of SHA-256 over what differs from the defaults; the five leading fields and the recipe always"
     always = ("family", "size", "task", "methods", "seed", "recipe")
     kept = {f.name: getattr(run, f.name) for f in fields(run) if f.name in always or getattr(run, f.name) != f.default}
-    if run.task.startswith("file:"): kept["task"] = re.sub("file:[^?]*|&validation=[^&#]*", "", run.task) # columns and content count, places do not
+    if run.task.startswith("file:"): # columns and content count, places do not
+        kept["task"] = re.sub("file:[^?]*|&(validation|unlabelled)=[^&#]*", "", run.task)
     return hashlib.sha256(json.dumps(dict(kept, schema=SCHEMA), sort_keys=True).encode()).hexdigest()[:16]
 
 Run.id = property(_id, doc="Content hash of the run, the same in every process and on every machine")

@@ -4,18 +4,19 @@
 
 # %% ../nbs/21_own.ipynb #cb698533
 from __future__ import annotations
-import csv, hashlib, io, json, re
+import csv, hashlib, io, json, random, re
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlencode
 import numpy as np
 from .config import FILE, atomically, outputs_dir, portable, reject, root, shown
-from .tasks import Task, _saved
+from .tasks import Task, _saved, _texts_of
 
 # %% auto #0
 __all__ = ['ENDINGS', 'LABELS', 'PAIRS', 'TEXTS', 'CLASSES', 'COMMON', 'LONGEST', 'FARTHEST', 'HELD', 'OPTIONS', 'read_columns',
-           'guess_columns', 'guess_kind', 'english', 'held_back', 'resolve', 'own_task', 'own_data', 'weigh', 'own']
+           'guess_columns', 'guess_kind', 'english', 'held_back', 'resolve', 'own_task', 'own_data', 'own_unlabelled',
+           'weigh', 'own']
 
 # %% ../nbs/21_own.ipynb #c7934897
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
@@ -70,7 +71,10 @@ def _parquet(path):
     if b"huggingface" in (table.schema.metadata or {}):
         from datasets import ClassLabel, Features
         known = {k: tuple(f.names) for k, f in Features.from_arrow_schema(table.schema).items() if isinstance(f, ClassLabel)}
-    return table.to_pydict(), known
+    columns = table.to_pydict()
+    for k in known: # -1 is how `datasets` writes that there is no label
+        columns[k] = [None if v == -1 else v for v in columns[k]]
+    return columns, known
 
 # %% ../nbs/21_own.ipynb #5e1fec04
 def read_columns(
@@ -219,7 +223,8 @@ def held_back(
     return mask if regression else mask & np.isin(y, y[~mask])
 
 # %% ../nbs/21_own.ipynb #43b3d619
-OPTIONS = dict(text=None, label=None, validation=None, kind=("classification", "regression"), language=("english", "other"), missing=("drop",))
+OPTIONS = dict(text=None, label=None, validation=None, unlabelled=None, kind=("classification", "regression"),
+               language=("english", "other"), missing=("drop", "transfer"))
 
 def _parts(task):
     "(path, options with a list for text, digest) of a name; ValueError for what is none"
@@ -275,6 +280,57 @@ def _parted(name, texts, labels, names):
     part = lambda mask: ([[v for v, m in zip(t, mask) if m] for t in texts], [v for v, m in zip(labels, mask) if m])
     return dict(train=part(~held), validation=part(held))
 
+# %% ../nbs/21_own.ipynb #1abe4b7e
+def _more_columns(file, texts):
+    "The columns of a file of texts without labels; ValueError if it lacks a text column, or any row"
+    plain = file.suffix.lower() == ".txt"
+    if not plain and file.suffix.lower() not in ENDINGS:
+        raise ValueError(f"{file.name}: unlabelled= takes a file that ends in .txt, {', '.join(ENDINGS)}")
+    if not file.stat().st_size:
+        raise ValueError(f"{file.name}: the file is empty; leave out unlabelled=, or put texts there")
+    if plain and len(texts) > 1:
+        raise ValueError(f"{file.name}: a .txt file holds one text a line, and this task reads two, "
+                         f"{' and '.join(texts)}; give a .csv file with these columns")
+    if plain:
+        return {texts[0]: [line.rstrip("\r") for line in _text(file).split("\n")]}
+    columns, _ = read_columns(file)
+    if lost := [c for c in texts if c not in columns]:
+        raise ValueError(f"{file.name}: there is no column {lost[0]!r}, in which the task's texts are; the "
+                         f"columns are {', '.join(map(repr, columns))}. Rename the one that holds the texts")
+    return columns
+
+# %% ../nbs/21_own.ipynb #e56d3850
+def _more_texts(file, options):
+    "The texts of a file without labels, as tuples; ValueError with row and column for what is wrong"
+    texts = options["text"]
+    dropped = "missing" in options or file.suffix.lower() == ".txt" # where an empty line says nothing
+    columns, rows = _without_missing(file.name, _more_columns(file, texts), texts, dropped)
+    if not rows:
+        raise ValueError(f"{file.name}: no row has a text; leave out unlabelled=, or put texts there")
+    _check_texts(file.name, columns, texts, rows)
+    return [*zip(*(columns[c] for c in texts))]
+
+# %% ../nbs/21_own.ipynb #8f56f64d
+def _without_label(file, options):
+    "The texts of a task's file that have no label, as tuples"
+    columns, _ = read_columns(file)
+    texts = {c: columns[c] for c in options["text"]}
+    bare = [i for i, v in enumerate(columns[options["label"]])
+            if _missing(v) and not any(_missing(t[i]) for t in texts.values())]
+    found = {c: [t[i] for i in bare] for c, t in texts.items()}
+    _check_texts(file.name, found, texts, [i + 1 for i in bare])
+    return [*zip(*found.values())]
+
+@lru_cache(4)
+def _unlabelled(name, file, validation=None, unlabelled=None):
+    "All texts of a task that have no label, as tuples, shuffled in the same way wherever the files are"
+    _, options, digest = _parts(name)
+    rows = _more_texts(unlabelled, options) if unlabelled else []
+    if options.get("missing") == "transfer":
+        rows += _without_label(file, options)
+    random.Random(f"{digest} transfer").shuffle(rows)
+    return rows
+
 # %% ../nbs/21_own.ipynb #c24775bd
 def _place(path):
     "Where a file is: from the working directory, else from the project; FileNotFoundError naming both"
@@ -283,10 +339,16 @@ def _place(path):
     raise FileNotFoundError(f"there is no file {path!r}, neither from the working directory nor from {root().name}/; give the whole path")
 
 # %% ../nbs/21_own.ipynb #eeabce9e
+def _named(path, options):
+    "The file of a task, the one to evaluate on and the one without labels; None for one that is not named"
+    return [p and _place(p) for p in (path, options.get("validation"), options.get("unlabelled"))]
+
 def _digest(files):
-    "12 hex digits over the content of some files"
+    "12 hex digits over the content of files; one without labels counts otherwise than one to evaluate on"
     h = hashlib.sha256()
-    for f in files: h.update(hashlib.sha256(f.read_bytes()).digest())
+    for part, f in zip((b"", b"", b"unlabelled"), files):
+        if f:
+            h.update(part + hashlib.sha256(f.read_bytes()).digest())
     return h.hexdigest()[:12]
 
 # %% ../nbs/21_own.ipynb #4a01fc13
@@ -296,13 +358,13 @@ def resolve(
     "The full name of a task in a file; ValueError or FileNotFoundError with row and column if it cannot be one"
     path, options, digest = _parts(task)
     if digest: return _full(path, options, digest)
-    files = [_place(p) for p in (path, options.get("validation")) if p]
-    return _looked_at(path, json.dumps(options), tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files))
+    seen = tuple(f and (str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in _named(path, options))
+    return _looked_at(path, json.dumps(options), seen)
 
 @lru_cache(64)
 def _looked_at(path, options, files):
     "The full name of files as they were at some time"
-    options, files = json.loads(options), [Path(f) for f, _, _ in files]
+    options, files = json.loads(options), [f and Path(f[0]) for f in files]
     columns, known = read_columns(files[0])
     for k in (*options.get("text", ()), *[options[k] for k in ["label"] if k in options]):
         if k not in columns: reject(files[0].name, "column", k, columns)
@@ -313,15 +375,19 @@ def _looked_at(path, options, files):
     words = options.get("language") or ("english" if english([v for v in columns[texts[0]] if isinstance(v, str)]) else "other")
     chosen = options | dict(text=[*texts], label=label, kind=kind if kind == "regression" else None, language=words if words == "other" else None)
     name = _full(path, chosen, _digest(files))
-    _split(name, *files)
+    _split(name, *files[:2])
+    _unlabelled(name, *files)
     return name
 
 # %% ../nbs/21_own.ipynb #32002563
 def _files(name):
-    "The file or files of a full name; ValueError if their content is another by now"
+    "The files of a full name, as from `_named`; ValueError if their content is another by now"
     path, options, digest = _parts(name)
-    files = [_place(p) for p in (path, options.get("validation")) if p]
-    if (now := _digest(files)) != digest: raise ValueError(f"{files[0].name} has changed since this task was named: its content is {now}, not {digest}. Leave out #{digest} to work with it as it is now")
+    files = _named(path, options)
+    if (now := _digest(files)) != digest:
+        names = " or ".join(f.name for f in files if f)
+        raise ValueError(f"{names} has changed since this task was named: its content is {now}, not "
+                         f"{digest}. Leave out #{digest} to work with it as it is now")
     return files
 
 # %% ../nbs/21_own.ipynb #3e206cd2
@@ -331,19 +397,18 @@ def own_task(
 ) -> Task:
     "The task that a file is"
     options = _parts(name := resolve(name))[1]
-    try: names = _split(name, *_files(name))[1]
+    try: names = _split(name, *_files(name)[:2])[1]
     except FileNotFoundError: names = getattr(own_data(name, cache)["train"].features["label"], "names", None)
     texts, names = ("text",) if len(options["text"]) == 1 else ("text1", "text2"), names and tuple(names)
     return Task(name, texts, names, "accuracy" if names else "pearson", ("matthews",) if names else ("spearman",), augment=None if "language" in options else ())
 
-def own_data(
-    name:str, # full, as from `resolve`, or not
-    cache=None, # folder that keeps a copy, from which it is read when the file is gone; None is <outputs>/cache
-): # a DatasetDict: train and validation; columns text (or text1 and text2), label, idx
-    "The texts and labels of a file; ValueError if it is not the file that the name means any more"
+def _all_data(name, cache):
+    "What `own_data` returns, and the split `transfer` if there are texts without labels"
     name = resolve(name)
     kept = Path(cache or outputs_dir()/"cache")/"own"/hashlib.sha256(re.sub("^file:[^?]*", "", portable(name)).encode()).hexdigest()[:16]
-    try: data = _dataset(*_split(name, *_files(name)))
+    try:
+        files = _files(name)
+        data = _dataset(*_split(name, *files[:2]), _unlabelled(name, *files))
     except FileNotFoundError:
         if not (kept/"done").is_file(): raise
         from datasets import load_from_disk
@@ -351,22 +416,41 @@ def own_data(
     if not (kept/"done").is_file(): _saved(data, kept)
     return data
 
+def own_data(
+    name:str, # full, as from `resolve`, or not
+    cache=None, # folder of a copy, from which it is read when the file is gone; None is <outputs>/cache
+): # a DatasetDict: train and validation; columns text (or text1 and text2), label, idx
+    "The texts and labels of a file; ValueError if it is not the file that the name means any more"
+    data = _all_data(name, cache)
+    data.pop("transfer", None)
+    return data
+
+def own_unlabelled(
+    name:str, cache=None, # as for `own_data`
+): # a Dataset: columns text (or text1 and text2), idx; without rows if the task has no texts without labels
+    "The texts of a task that have no label, shuffled; errors as `own_data`"
+    data = _all_data(name, cache)
+    return data.get("transfer", data["train"].remove_columns("label").select([]))
+
 # %% ../nbs/21_own.ipynb #034812cc
-def _dataset(splits, names):
-    "A DatasetDict of what `_split` found"
+def _dataset(splits, names, unlabelled):
+    "A DatasetDict of what `_split` and `_unlabelled` found"
     import datasets
     n = len(splits["train"][0])
     columns = ["text"] if n == 1 else ["text1", "text2"]
     features = datasets.Features({**{c: datasets.Value("string") for c in columns}, "label": datasets.ClassLabel(names=[*names]) if names else datasets.Value("float32"), "idx": datasets.Value("int32")})
     make = lambda texts, labels: datasets.Dataset.from_dict({**dict(zip(columns, texts)), "label": labels, "idx": [*range(len(labels))]}, features=features)
-    return datasets.DatasetDict({split: make(*part) for split, part in splits.items()})
+    made = datasets.DatasetDict({split: make(*part) for split, part in splits.items()})
+    if unlabelled:
+        made["transfer"] = _texts_of(columns, unlabelled)
+    return made
 
 # %% ../nbs/21_own.ipynb #40093b5b
 def weigh(
     name:str, # full, as from `resolve`, or not
 ) -> dict: # train, validation (examples), tokens (of a text or pair, about), changed (share of copies with a synonym, about)
     "What the data of a file weigh, as `combcomp.plan` counts it"
-    splits, _ = _split(name := resolve(name), *_files(name))
+    splits, _ = _split(name := resolve(name), *_files(name)[:2])
     texts, labels = splits["train"]
     words = np.mean([sum(len(t.split()) for t in row) for row in zip(*(t[:1000] for t in texts))])
     return dict(train=len(labels), validation=len(splits["validation"][1]), tokens=1.3*words + 3, changed=0.0 if "language=other" in name else 0.3)
@@ -378,10 +462,13 @@ def own(
     label:str|None=None, # column; None guesses
     name:str="data", # of the file that is written, for what is no path
     outputs=None, # folder; None is the project's
-    **options, # validation, kind, language, missing: as in the name of a task
+    **options, # validation, unlabelled (or a table), kind, language, missing: as in the name of a task
 ) -> str: # the full name of the task, for `Run`
     "Your own data as a task; TypeError for what holds no columns, ValueError with row and column for what is wrong in them"
     if not isinstance(data, (str, Path)): data, options = _filed(data, name, outputs, options)
+    more = options.get("unlabelled")
+    if more is not None and not isinstance(more, (str, Path)):
+        options = dict(options, unlabelled=_file(more, f"{name}-unlabelled", outputs))
     given = dict(text=[text] if isinstance(text, str) else text and [*text], label=label, **options)
     for k in given:
         if k not in OPTIONS: reject("own", "option", k, OPTIONS)

@@ -12,11 +12,12 @@ from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
 import numpy as np
-from .config import FILE, GLUE, WORDNET, lease, outputs_dir, reject, shown, task_title
+from .config import FILE, GLUE, WORDNET, lease, number, outputs_dir, reject, shown, task_title
 
 # %% auto #0
-__all__ = ['TASKS', 'CATEGORIES', 'SIZES', 'FINGERPRINTS', 'Task', 'task_of', 'headline_of', 'metrics', 'score', 'majority',
-           'online', 'hub', 'wordnet', 'fingerprint', 'load_task']
+__all__ = ['TASKS', 'CATEGORIES', 'SIZES', 'FINGERPRINTS', 'TRANSFER', 'TRANSFER_FINGERPRINTS', 'Task', 'task_of', 'headline_of',
+           'metrics', 'score', 'majority', 'online', 'hub', 'wordnet', 'fingerprint', 'load_task', 'transfer_set',
+           'transfer_note']
 
 # %% ../nbs/02_tasks.ipynb #bf2609c3
 @dataclass(frozen=True)
@@ -295,14 +296,22 @@ def _places(words):
     plain = [w.isascii() and w.isalpha() and w.islower() for w in words]
     return [i for i in range(len(words) - 1) if plain[i] and plain[i + 1] and words[i] != words[i + 1]]
 
-def _accept(side, n, rng):
-    "Usage example, intact (1) or with two words swapped (0)"
+def _sentences(side):
+    "Usage examples of one side in which words can be swapped: (synset, words, places)"
     found = [(s, e.split()) for s, es in _examples().items() if _side(s) == side for e in es]
-    found = rng.sample([(s, w, p) for s, w in found if 4 <= len(w) <= 25 and (p := _places(w))], n)
-    for s, w, p in found[:n // 2]:
+    return [(s, w, p) for s, w in found if 4 <= len(w) <= 25 and (p := _places(w))]
+
+# %% ../nbs/02_tasks.ipynb #5bc1e766
+def _half_swapped(found, rng):
+    "Rows of what `_sentences` found: two words are swapped in the first half"
+    for s, w, p in found[:len(found) // 2]:
         i = rng.choice(p)
         w[i:i + 2] = w[i + 1], w[i]
-    return [((" ".join(w),), int(k >= n // 2), (s,)) for k, (s, w, _) in enumerate(found)]
+    return [((" ".join(w),), int(k >= len(found) // 2), (s,)) for k, (s, w, _) in enumerate(found)]
+
+def _accept(side, n, rng):
+    "Usage example, intact (1) or with two words swapped (0)"
+    return _half_swapped(rng.sample(_sentences(side), n), rng)
 
 # %% ../nbs/02_tasks.ipynb #2bc89252
 @lru_cache(None)
@@ -338,8 +347,10 @@ def _wic(side, n, rng):
 # %% ../nbs/02_tasks.ipynb #9a0283b8
 def _says(gloss, synset):
     "Does the gloss contain the first lemma of the synset, or its plural?"
-    word = re.escape(synset.lemma_names()[0].replace("_", " "))
-    return bool(re.search(rf"(?<!\w){word}(s|es)?(?!\w)", gloss, re.I))
+    word = synset.lemma_names()[0].replace("_", " ")
+    if word.lower() not in gloss.lower():
+        return False # the usual case, without a pattern to compile
+    return bool(re.search(rf"(?<!\w){re.escape(word)}(s|es)?(?!\w)", gloss, re.I))
 
 def _kinds(side, rng):
     "{H: its kinds, shuffled}: all on one side, two or more to an H, none with H in its gloss"
@@ -349,14 +360,21 @@ def _kinds(side, rng):
     return {h: rng.sample(kinds[h], len(kinds[h])) for h in sorted(kinds, key=_key) if len(kinds[h]) > 1}
 
 # %% ../nbs/02_tasks.ipynb #61bc764c
+def _false(s, h):
+    "Is `s` no kind of the first lemma of `h` by any path, and is that lemma not in its gloss?"
+    above = {l.lower() for p in s.closure(lambda t: t.hypernyms()) for l in p.lemma_names()}
+    return h.lemma_names()[0].lower() not in above and not _says(s.definition(), h)
+
+def _asked(s, h, label):
+    "A row: the gloss of `s`, and the first lemma of `h`"
+    return (s.definition(), f"a kind of {h.lemma_names()[0].replace('_', ' ')}"), label, (s, h)
+
+# %% ../nbs/02_tasks.ipynb #20ed2a03
 def _four(h, g, a, b):
     "Four rows about hypernyms h and g with two kinds each; none if a false answer is true by another path, or in a gloss"
-    x, y = h.lemma_names()[0], g.lemma_names()[0]
-    above = lambda s: {l.lower() for p in s.closure(lambda t: t.hypernyms()) for l in p.lemma_names()}
-    if any(y.lower() in above(s) or _says(s.definition(), g) for s in a): return []
-    if any(x.lower() in above(s) or _says(s.definition(), h) for s in b): return []
-    asked = zip((*a, *b), (x, y, y, x), (1, 0, 1, 0), (h, g, g, h))
-    return [((s.definition(), f"a kind of {word.replace('_', ' ')}"), label, (s, t)) for s, word, label, t in asked]
+    if not all(_false(s, g) for s in a) or not all(_false(s, h) for s in b):
+        return []
+    return [_asked(*row) for row in zip((*a, *b), (h, g, g, h), (1, 0, 1, 0))]
 
 # %% ../nbs/02_tasks.ipynb #268e89fb
 def _fours(kinds, up):
@@ -395,16 +413,21 @@ def _path(s):
     return path[::-1]
 
 # %% ../nbs/02_tasks.ipynb #c80058a7
+def _drawn(path, fifth, side, rng):
+    "A synset whose similarity to the end of `path` (from the root) is likely to be in that fifth (0 to 4)"
+    depth = round((fifth + rng.random()) / 5 * len(path)) - 1 + rng.randint(-1, 1)
+    return rng.choice(_below(side)[path[min(max(depth, 0), len(path) - 1)]])
+
 def _partner(s, fifth, side, used, rng):
-    "A synset whose similarity to `s` is in that fifth (0 to 4) of 0 to 1, and the similarity; None if ten draws find none"
+    "A synset whose similarity to `s` is in that fifth of 0 to 1, and the similarity; None after ten draws"
     path = _path(s)
     for _ in range(10):
-        depth = round((fifth + rng.random()) / 5 * len(path)) - 1 + rng.randint(-1, 1)
-        t = rng.choice(_below(side)[path[min(max(depth, 0), len(path) - 1)]])
+        t = _drawn(path, fifth, side, rng)
         if t in used or t == s: continue
         value = round(s.wup_similarity(t), 4)
         if min(int(value * 5), 4) == fifth: return t, value
 
+# %% ../nbs/02_tasks.ipynb #e3d350d3
 def _glosssim(side, n, rng):
     "Two glosses -> Wu-Palmer similarity"
     rows, used = [], set()
@@ -419,12 +442,12 @@ SIZES = dict(train=4000, validation=1000)
 FINGERPRINTS = dict(supersense="3f3542fa1334", accept="6de42ea56d6e", wic="fe6ecc4e25f0", hypernym="20526b08367d", glosssim="9b87e555dcea")
 
 def fingerprint(data) -> str: # 12 hex digits, for a DatasetDict of a task
-    "SHA-256 over every row of every split: texts and label, numbers to four digits"
+    "SHA-256 over every row of every split: texts, and label if there is one, numbers to four digits"
     digest = hashlib.sha256()
     for split in sorted(data):
         columns = data[split].to_dict()
         names = sorted(c for c in columns if c not in ("idx", "label"))
-        labels = [round(float(v), 4) for v in columns["label"]]
+        labels = [round(float(v), 4) for v in columns.get("label", ())]
         digest.update(json.dumps([split, names, *(columns[c] for c in names), labels]).encode())
     return digest.hexdigest()[:12]
 
@@ -448,26 +471,34 @@ def _built(task):
     return datasets.DatasetDict(splits)
 
 # %% ../nbs/02_tasks.ipynb #b8c4f484
-def _suite(task, cache):
-    "A WordNet task from the cache, built if it is not there or not whole"
+def _suite(name, expected, build, cache):
+    "Rows with the fingerprint `expected` from the cache; built if they are not there or not whole"
     import datasets
-    place = cache/"tasks"/f"{task.name}-{FINGERPRINTS[task.name]}"
-    if (data := _whole(task, place)) is not None: return data
+    place = cache/"tasks"/f"{name}-{expected}"
+    if (data := _whole(place, expected)) is not None:
+        return data
     with lease(place): # of several processes one builds
-        if (data := _whole(task, place)) is not None: return data
+        if (data := _whole(place, expected)) is not None:
+            return data
         shutil.rmtree(place, ignore_errors=True)
         wordnet(cache)
-        data = _built(task)
-        if fingerprint(data) == FINGERPRINTS[task.name]: _saved(data, place); return datasets.load_from_disk(str(place))
-    warnings.warn(f"{task.name}: built rows {fingerprint(data)}, expected {FINGERPRINTS[task.name]}; do not compare scores with other people's")
+        data = build()
+        if fingerprint(data) == expected:
+            _saved(data, place)
+            return datasets.load_from_disk(str(place))
+    warnings.warn(f"{name}: built rows {fingerprint(data)}, expected {expected}; "
+                  "do not compare scores with other people's")
     return data
 
-def _whole(task, place):
-    "A built task from disk, or None if it is not there or not as it should be"
+# %% ../nbs/02_tasks.ipynb #c557184a
+def _whole(place, expected):
+    "A DatasetDict from disk, or None if it is not there or not as it should be"
     import datasets
-    try: data = datasets.load_from_disk(str(place))
-    except Exception: return None
-    return data if fingerprint(data) == FINGERPRINTS[task.name] else None
+    try:
+        data = datasets.load_from_disk(str(place))
+        return data if fingerprint(data) == expected else None
+    except Exception:
+        return None
 
 # %% ../nbs/02_tasks.ipynb #775899ec
 def _saved(data, place):
@@ -501,10 +532,19 @@ def _usable(task, split):
 
 def _splits(task, cache):
     "All splits of a task, wherever they come from"
-    if task.name in WORDNET: return _suite(task, cache)
+    if task.name in WORDNET:
+        return _suite(task.name, FINGERPRINTS[task.name], lambda: _built(task), cache)
     if not FILE.fullmatch(task.name): return _glue(task)
     from combcomp.own import own_data
     return own_data(task.name, cache)
+
+# %% ../nbs/02_tasks.ipynb #72fee74a
+def _cut(task, train, limit):
+    "A training set of `limit` rows, and the rows that are left over"
+    if limit is None:
+        return train, train.select([])
+    order, n = _order(train["label"], not task.labels), max(0, limit)
+    return train.select(order[:n]), train.select(order[n:])
 
 def load_task(
     name:str, # one of `TASKS`, or file:<a file of your own>
@@ -514,6 +554,162 @@ def load_task(
     "The data of a task; ValueError for one that cannot be trained on, ConnectionError for GLUE neither cached nor reachable"
     task = task_of(name, cache)
     data = _splits(task, Path(cache or outputs_dir()/"cache").resolve())
-    if limit is not None: data["train"] = data["train"].select(_order(data["train"]["label"], not task.labels)[:max(0, limit)])
+    data["train"], _ = _cut(task, data["train"], limit)
     _usable(task, data["train"])
     return data
+
+# %% ../nbs/02_tasks.ipynb #d0cdb67a
+def _fresh(train, rng):
+    "Common nouns of the training side whose gloss is in no column of the training set, shuffled"
+    used = {t.lower() for c in train.column_names if "gloss" in c for t in train[c][:]}
+    nouns = [s for s in _nouns("train") if s.definition().lower() not in used]
+    return rng.sample(nouns, len(nouns))
+
+def _further_supersense(train, rng):
+    "Glosses of every category, because a text without a label does not tell its own"
+    return [((s.definition(),), None, (s,)) for s in _fresh(train, rng)]
+
+# %% ../nbs/02_tasks.ipynb #97802876
+def _further_accept(train, rng):
+    "Examples that are neither in the training set nor on the validation side in any order of words"
+    used = {tuple(sorted(words)) for _, words, _ in _sentences("validation")}
+    used |= {tuple(sorted(t.split())) for t in train["sentence"][:]}
+    found = [row for row in _sentences("train") if tuple(sorted(row[1])) not in used]
+    rows = _half_swapped(rng.sample(found, len(found)), rng)
+    return rng.sample(rows, len(rows))
+
+# %% ../nbs/02_tasks.ipynb #09c30035
+def _further_wic(train, rng):
+    "Pairs that are not in the training set: as many of different senses as of the same one, then the rest"
+    used, pools = {*zip(train["sentence1"][:], train["sentence2"][:])}, ([], [])
+    for (word, _), uses in _uses("train").items():
+        for pool, rows in zip(pools, _questions(word, uses, rng)):
+            pool += [row for row in rows if row[0] not in used]
+    same, different = (rng.sample(pool, len(pool)) for pool in pools)
+    even = same + different[:len(same)]
+    return rng.sample(even, len(even)) + different[len(same):]
+
+# %% ../nbs/02_tasks.ipynb #cb1fbc36
+def _above(h, levels):
+    "The ancestor of a synset by first hypernyms, or the root below it"
+    for _ in range(levels):
+        h = _up(h) or h
+    return h
+
+def _other(s, h, families, rng):
+    "A sibling of `h`, else a cousin, of which `s` is no kind; None if ten draws of each find none"
+    for levels in (1, 2):
+        for g in rng.choices(families[levels, _above(h, levels)], k=10):
+            if g != h and _false(s, g):
+                return g
+
+# %% ../nbs/02_tasks.ipynb #0899f1f6
+def _further_hypernym(train, rng):
+    "About each gloss a true question, and a false one if a sibling or cousin of the hypernym allows it"
+    nouns = [(s, h) for s in _fresh(train, rng)
+             if (h := _up(s)) and _side(h) == "train" and not _says(s.definition(), h)]
+    families, rows = defaultdict(list), []
+    for h in sorted({h for _, h in nouns}, key=_key):
+        for levels in (1, 2):
+            families[levels, _above(h, levels)].append(h)
+    for s, h in nouns:
+        rows.append(_asked(s, h, 1))
+        if g := _other(s, h, families, rng):
+            rows.append(_asked(s, g, 0))
+    return rng.sample(rows, len(rows))
+
+# %% ../nbs/02_tasks.ipynb #531c8b65
+def _further_glosssim(train, rng):
+    "Pairs of glosses from all five bins, about; a noun may occur in several"
+    fresh = _fresh(train, rng)
+    known = {*fresh}
+    drawn = [(s, _drawn(_path(s), i % 5, "train", rng)) for i, s in enumerate(fresh)]
+    return [((s.definition(), t.definition()), None, (s, t)) for s, t in drawn if t in known and t != s]
+
+# %% ../nbs/02_tasks.ipynb #f4f10d0c
+def _plain(texts): # a tuple of strings, in lower case and with single spaces
+    return tuple(" ".join(t.lower().split()) for t in texts)
+
+# %% ../nbs/02_tasks.ipynb #fadd1c0f
+def _unseen(task, rows, train, data):
+    "Rows (tuples of texts) that are nowhere yet, and how many are left out for each reason"
+    places = [(train, "in the training set"), *((data[s], "in the validation set") for s in task.evals)]
+    known = {_plain(row): place for split, place in places for row in zip(*(split[t][:] for t in task.texts))}
+    kept, left_out = [], Counter()
+    for row in rows:
+        plain = _plain(row)
+        if plain in known:
+            left_out[known[plain]] += 1
+        else:
+            kept.append(row)
+            known[plain] = "that occur twice"
+    return kept, left_out
+
+# %% ../nbs/02_tasks.ipynb #163be9de
+def _texts_of(columns, rows):
+    "A Dataset of tuples of texts, numbered"
+    import datasets
+    found = dict(zip(columns, map(list, zip(*rows)))) if rows else {c: [] for c in columns}
+    features = {c: datasets.Value("string") for c in columns} | dict(idx=datasets.Value("int32"))
+    return datasets.Dataset.from_dict(found | dict(idx=[*range(len(rows))]), datasets.Features(features))
+
+# %% ../nbs/02_tasks.ipynb #48fdc81c
+TRANSFER = 30_000 # further texts of a WordNet task, at most
+TRANSFER_FINGERPRINTS = dict(supersense="8725b3b8c179", accept="44cb46a65570", wic="23012e78507b",
+                             hypernym="ef8718647290", glosssim="ef55abc9f75c")
+
+@_kept()
+def _built_transfer(task, data):
+    "Further texts of a WordNet task; asserts that no synset is of the validation side"
+    import datasets
+    rng = random.Random(f"{task.name} transfer")
+    rows = globals()[f"_further_{task.name}"](data["train"], rng)
+    sides = {_side(s) for _, _, synsets in rows for s in synsets}
+    assert sides == {"train"}, f"{task.name}: a synset of the transfer texts is on the validation side"
+    kept, _ = _unseen(task, [texts for texts, _, _ in rows], data["train"], data)
+    return datasets.DatasetDict(transfer=_texts_of(task.texts, kept[:TRANSFER]))
+
+# %% ../nbs/02_tasks.ipynb #b79776a5
+def _further(task, data, cache):
+    "Texts of a task that never had a label, as a Dataset; None for GLUE, which has none"
+    if FILE.fullmatch(task.name):
+        from combcomp.own import own_unlabelled
+        return own_unlabelled(task.name, cache)
+    if task.name not in WORDNET:
+        return None
+    build = lambda: _built_transfer(task, data)
+    return _suite(f"{task.name}-transfer", TRANSFER_FINGERPRINTS[task.name], build, cache)["transfer"]
+
+# %% ../nbs/02_tasks.ipynb #e00a1d77
+def _transfer(name, limit, cache):
+    "The task, all its transfer texts, and how many are left out for each reason"
+    task, cache = task_of(name, cache), Path(cache or outputs_dir()/"cache").resolve()
+    data = _splits(task, cache)
+    train, left = _cut(task, data["train"], limit)
+    parts = [part for part in (left, _further(task, data, cache)) if part is not None]
+    rows = (row for part in parts for row in zip(*(part[t][:] for t in task.texts)))
+    return task, *_unseen(task, rows, train, data)
+
+# %% ../nbs/02_tasks.ipynb #64d08dfd
+def transfer_set(
+    name:str, # as for `load_task`
+    n:int, # texts, at most; a smaller number gives the first ones of a larger
+    limit:int|None=None, # as for `load_task`: what it leaves of the training set comes first
+    cache=None, # as for `load_task`
+): # datasets.Dataset: the text columns and idx, no label; fewer than n rows, or none, if there are no more
+    "Texts for a teacher to label, none of them in the training or validation set; errors as `load_task`"
+    n = number("transfer_set", "n", n, int, 0, 10**9)
+    task, rows, _ = _transfer(name, limit, cache)
+    return _texts_of(task.texts, rows[:n])
+
+# %% ../nbs/02_tasks.ipynb #ef5672e9
+def transfer_note(
+    name:str, n:int, limit:int|None=None, cache=None, # as for `transfer_set`
+) -> str: # as in "1,200 further texts (20,000 asked for; left out: 3 in the validation set)"
+    "How many texts `transfer_set` gives, of how many, and what it leaves out"
+    n = number("transfer_note", "n", n, int, 0, 10**9)
+    _, rows, left_out = _transfer(name, limit, cache)
+    much = f"{n:,} of {len(rows):,}" if n < len(rows) else f"{len(rows):,}"
+    told = [f"{n:,} asked for"] * (n > len(rows))
+    told += ["left out: " + ", ".join(f"{k:,} {why}" for why, k in sorted(left_out.items()))] * bool(left_out)
+    return f"{much} further texts" + (f" ({'; '.join(told)})" if told else "")

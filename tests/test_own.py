@@ -12,11 +12,12 @@ from combcomp.explore import explorer
 from combcomp.export import export, load_exported
 from combcomp.grid import grid, model_file, run, runs
 from combcomp.models import load_tokenizer
-from combcomp.own import guess_columns, held_back, own, own_data, own_task, read_columns, resolve
+from combcomp.own import (guess_columns, held_back, own, own_data, own_task, own_unlabelled, read_columns,
+                          resolve)
 from combcomp.pack import unpack
 from combcomp.results import load_predictions, load_results, read_row
 from combcomp.stats import study_rows
-from combcomp.tasks import load_task
+from combcomp.tasks import load_task, transfer_note, transfer_set
 
 silent = lambda *a, **k: None
 
@@ -139,3 +140,150 @@ def test_class_names_and_order_of_a_data_set_are_kept(tmp_path, capfd):
     assert own_task(task).labels == tuple(names) and own_data(task, tmp_path)["validation"]["label"][:3] == [0, 1, 2]
     assert own(datasets.DatasetDict(train=d, validation=d.select(range(9))), outputs=tmp_path) == task
     assert not any(capfd.readouterr()), "no bar of a library"
+
+
+# Texts without labels
+
+@pytest.fixture
+def tables(tmp_path):
+    "A folder: 80 glosses with labels, the same and ten without, and 40 lines without, three of them not new"
+    rows = words(130)
+    with open(tmp_path/"glosses.csv", "w", newline="", encoding="utf-8") as f:
+        bare = [(t, "") for t, _ in rows[80:90]]
+        csv.writer(f).writerows([("text", "label"), *rows[:80], *bare, ("", "person")])
+    with open(tmp_path/"labelled.csv", "w", newline="", encoding="utf-8") as f:
+        csv.writer(f).writerows([("text", "label"), *rows[:80]])
+    more = [t for t, _ in rows[90:127]]
+    held = own_data(f"file:{tmp_path/'labelled.csv'}", tmp_path/"cache")
+    known = [held["validation"]["text"][0].upper(), held["train"]["text"][0], more[0] + " "]
+    (tmp_path/"more.txt").write_text("\n".join(more + known) + "\n\n", encoding="utf-8")
+    return tmp_path
+
+
+def test_texts_of_a_second_file(tables):
+    name = resolve(f"file:{tables/'labelled.csv'}?unlabelled={tables/'more.txt'}")
+    plain, cache = f"file:{tables/'labelled.csv'}", tables/"cache"
+    assert load_task(name, cache=cache)["train"][:] == load_task(plain, cache=cache)["train"][:]
+    found = transfer_set(name, 100, cache=cache)
+    lines = (tables/"more.txt").read_text(encoding="utf-8").split("\n")
+    assert found.column_names == ["text", "idx"] and {*found["text"]} <= {*lines} and len(found) == 37
+    assert found["text"][:] != [t for t in lines if t in {*found["text"]}], "shuffled"
+    assert transfer_note(name, 100, cache=cache) == (
+        "37 further texts (100 asked for; "
+        "left out: 1 in the training set, 1 in the validation set, 1 that occur twice)")
+    assert transfer_set(name, 5, cache=cache)[:] == found[:5]
+    assert len(transfer_set(plain, 100, cache=cache)) == 0
+    left = {*load_task(name, cache=cache)["train"]["text"]} - {*load_task(name, 24, cache)["train"]["text"]}
+    assert {*transfer_set(name, 40, 24, cache)["text"]} == left and len(left) == 40
+    assert transfer_set(name, 99, 24, cache)["text"][40:] == found["text"][:] # in the same order
+
+
+def test_rows_without_a_label(tables):
+    name, cache = resolve(f"file:{tables/'glosses.csv'}?missing=transfer"), tables/"cache"
+    drop = f"file:{tables/'glosses.csv'}?missing=drop"
+    bare = [t for t, _ in words(90)[80:]]
+    assert {*transfer_set(name, 99, cache=cache)["text"]} == {*bare} and "missing=transfer" in name
+    assert len(transfer_set(drop, 99, cache=cache)) == 0
+    assert load_task(name, cache=cache)["train"][:] == load_task(drop, cache=cache)["train"][:]
+    both = f"file:{tables/'glosses.csv'}?missing=transfer&unlabelled={tables/'more.txt'}"
+    assert len(transfer_set(both, 99, cache=cache)) == 47
+    with pytest.raises(ValueError, match="glosses.csv: row 81 has nothing in column 'label'"):
+        resolve(f"file:{tables/'glosses.csv'}?unlabelled={tables/'more.txt'}")
+
+
+def test_transfer_texts_do_not_depend_on_place_or_process_and_outlive_their_files(tables, run_py):
+    cfg = Run(task=f"file:{tables/'labelled.csv'}?unlabelled={tables/'more.txt'}", methods="kd")
+    found = transfer_set(cfg.task, 99, cache=tables/"cache")["text"][:]
+    (tables/"deep").mkdir()
+    shutil.copy(tables/"labelled.csv", tables/"deep/a.csv")
+    shutil.copy(tables/"more.txt", tables/"deep/b.txt")
+    code = f"""
+import json, os; os.chdir({str(tables)!r})
+from combcomp.config import Run
+from combcomp.tasks import transfer_set
+cfg = Run(task="file:deep/a.csv?unlabelled=deep/b.txt", methods="kd")
+print(json.dumps([cfg.id, transfer_set(cfg.task, 99, cache="other")["text"][:]]))
+"""
+    assert json.loads(run_py(code, PYTHONHASHSEED="5").splitlines()[-1]) == [cfg.id, found]
+    assert portable(cfg.task).startswith("file:labelled.csv?text=text&label=label&unlabelled=more.txt#")
+    (tables/"more.txt").unlink()
+    assert transfer_set(cfg.task, 99, cache=tables/"cache")["text"][:] == found
+    assert len(load_task(cfg.task, cache=tables/"cache")) == 2 # without the split that holds them
+    with pytest.raises(FileNotFoundError, match="more.txt"):
+        transfer_set(cfg.task, 99, cache=tables/"elsewhere")
+
+
+def test_another_second_file_is_another_task(tables):
+    named = lambda what: resolve(f"file:{tables/'labelled.csv'}?{what}={tables/'labelled.csv'}").split("#")[1]
+    assert named("validation") != named("unlabelled")
+    task = f"file:{tables/'labelled.csv'}?unlabelled={tables/'more.txt'}"
+    before = Run(task=task)
+    with open(tables/"more.txt", "a", encoding="utf-8") as f:
+        f.write("one more text\n")
+    assert Run(task=task).id != before.id != Run(task=f"file:{tables/'labelled.csv'}").id
+    with pytest.raises(ValueError, match="labelled.csv or more.txt has changed since"):
+        load_task(before.task, cache=tables)
+
+
+@pytest.mark.parametrize("name, content, error, told", [
+    ("nowhere.txt", None, FileNotFoundError, "there is no file '.*nowhere.txt'.*give the whole path"),
+    ("empty.txt", "", ValueError, "empty.txt: the file is empty; leave out unlabelled="),
+    ("empty.csv", "", ValueError, "empty.csv: the file is empty"),
+    ("blank.txt", "\n  \n", ValueError, "blank.txt: no row has a text; leave out unlabelled="),
+    ("header.csv", "text\n", ValueError, "header.csv: there are no rows"),
+    ("a.csv", "review,label\nfine,x\n", ValueError, "a.csv: there is no column 'text'.*'label'. Rename"),
+    ("a.jsonl", '{"text": "x"}\n{"text": 3}\n', ValueError, "a.jsonl: row 2, column 'text' is '3'"),
+    ("a.jsonl", '{"text": "x"}\n{"b": "y"}\n', ValueError, "row 2 has nothing in column 'text'.*=drop"),
+    ("a.txt", b"fine\n\nnum\xe9ro", ValueError, "a.txt: row 3, column 'text' is no UTF-8.*save the file"),
+    ("a.csv", b"text\nnum\xe9ro\n", ValueError, "a.csv: row 1, column 'text' is no UTF-8.*save the file"),
+    ("a.txt", "fine".encode("utf-16"), ValueError, "a.txt: this is UTF-16.*save it as UTF-8"),
+    ("a.parquet", "no", ValueError, "a.parquet: cannot be read as parquet"),
+    ("a.docx", "x", ValueError, "a.docx: unlabelled= takes a file that ends in .txt, .csv"),
+    ("long.txt", "x"*100_001, ValueError, "long.txt: row 1, column 'text' has 100,001 characters")])
+def test_a_wrong_second_file_is_said_before_anything_is_trained(tables, name, content, error, told):
+    if content is not None:
+        (tables/name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(error, match=told):
+        Run(task=f"file:{tables/'labelled.csv'}?unlabelled={tables/name}")
+
+
+def test_second_files_of_every_kind(tables):
+    import datasets
+    texts, cache = ["one text", "another, with a comma"], tables/"cache"
+    (tables/"m.txt").write_bytes("\ufeffone text\r\nanother, with a comma\r\n".encode())
+    (tables/"m.csv").write_text('label,text\nunknown,one text\n,"another, with a comma"\n')
+    (tables/"m.tsv").write_text("text\none text\nanother, with a comma\n")
+    (tables/"m.jsonl").write_text("".join(json.dumps(dict(text=t)) + "\n" for t in texts))
+    (tables/"m.json").write_text(json.dumps([dict(text=t, label=None) for t in texts]))
+    datasets.Dataset.from_dict(dict(text=texts)).to_parquet(tables/"m.parquet")
+    for ending in ("txt", "csv", "tsv", "jsonl", "json", "parquet"):
+        found = transfer_set(f"file:{tables/'labelled.csv'}?unlabelled={tables}/m.{ending}", 9, cache=cache)
+        assert {*found["text"]} == {*texts}, ending
+
+
+def test_pairs_without_labels(tmp_path):
+    pair = lambda i: dict(premise=f"the first {i}", hypothesis=f"and the second {i}", label="ab"[i % 2])
+    rows = [pair(i) for i in range(40)]
+    (tmp_path/"pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    more = ["hypothesis,premise", "b,a", "and the second 0,the first 0", "and the second 0,the first 1"]
+    (tmp_path/"more.csv").write_text("\n".join(more))
+    name = own(tmp_path/"pairs.jsonl", unlabelled=tmp_path/"more.csv")
+    found = transfer_set(name, 9, cache=tmp_path)
+    assert {*zip(found["text1"], found["text2"])} == {("a", "b"), ("the first 1", "and the second 0")}
+    (tmp_path/"more.txt").write_text("a text\n")
+    with pytest.raises(ValueError, match="more.txt: a .txt file holds one text a line.*premise and hypo"):
+        own(tmp_path/"pairs.jsonl", unlabelled=tmp_path/"more.txt")
+
+
+def test_labels_that_a_data_set_does_not_know(tmp_path):
+    "`datasets` writes -1 where there is no label: neither the last class nor a class of its own"
+    import datasets
+    kinds = datasets.Features(text=datasets.Value("string"), label=datasets.ClassLabel(names=["ape", "fox"]))
+    columns = dict(text=[f"text number {i}" for i in range(60)], label=[0, 1, -1]*20)
+    data = datasets.Dataset.from_dict(columns, features=kinds)
+    with pytest.raises(ValueError, match="row 3 has nothing in column 'label' .20 such"):
+        own(data, outputs=tmp_path)
+    more = datasets.Dataset.from_dict(dict(text=["and", "others"]))
+    name = own(data, outputs=tmp_path, missing="transfer", unlabelled=more)
+    assert len(own_unlabelled(name, tmp_path)) == len(transfer_set(name, 99, cache=tmp_path)) == 22
+    assert sum(len(split) for split in own_data(name, tmp_path).values()) == 40

@@ -1,5 +1,5 @@
 "What the tasks notebook cannot show: real GLUE, no network, other processes, broken caches"
-import json, os, subprocess, sys, time, zipfile
+import json, os, re, shutil, subprocess, sys, time, zipfile
 from pathlib import Path
 import numpy as np, pytest
 
@@ -181,7 +181,7 @@ def test_wic_has_the_word_and_hypernym_hides_it(suite):
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "other rows"])
 def test_broken_cache_is_built_again(suite, tmp_path, monkeypatch, damage):
-    import datasets, shutil
+    import datasets
     good = tasks.load_task("wic", cache=suite[0])
     folder = tmp_path/"tasks"/f"wic-{tasks.FINGERPRINTS['wic']}"
     shutil.copytree(suite[0]/"tasks"/folder.name, folder)
@@ -261,6 +261,194 @@ def test_limits_are_nested_and_keep_both_classes():
     order = tasks._order(labels)
     assert set(np.asarray(labels)[order[:2]]) == {0, 1} and sorted(order) == list(range(100))
     assert order.tolist() != sorted(order) and tasks._order(labels).tolist() == order.tolist()
+
+
+# Transfer texts
+
+PRINTS = dict(supersense="8725b3b8c179", accept="44cb46a65570", wic="23012e78507b", hypernym="ef8718647290",
+              glosssim="ef55abc9f75c")
+
+
+@pytest.fixture(scope="session")
+def transfer(suite, tmp_path_factory):
+    "A cache with the transfer texts of all WordNet tasks, built by another process with another hash seed"
+    cache = tmp_path_factory.mktemp("transfer")/"cache"
+    shutil.copytree(suite[0], cache)
+    code = f"""
+import json, sys, time
+from combcomp import tasks
+from combcomp.config import WORDNET
+tasks.wordnet({str(cache)!r})
+start = time.time()
+rows = {{n: tasks.transfer_set(n, 10**6, cache={str(cache)!r}) for n in WORDNET}}
+prints = {{n: tasks.fingerprint(dict(transfer=d)) for n, d in rows.items()}}
+print(json.dumps(dict(prints=prints, seconds=time.time() - start)))
+"""
+    return cache, answer(code, PYTHONHASHSEED="12345", NLTK_DATA=None, COMBCOMP_OUTPUTS=str(cache/"unused"))
+
+
+def rows_of(split, texts):
+    "Tuples of texts"
+    return [*zip(*(split[t][:] for t in texts))]
+
+
+def test_transfer_texts_are_the_same_in_any_process(transfer):
+    cache, built = transfer
+    assert built["prints"] == tasks.TRANSFER_FINGERPRINTS == PRINTS and built["seconds"] < 60
+    kept = {p.name for p in (cache/"tasks").glob("*-transfer-*")}
+    assert kept == {f"{n}-transfer-{f}" for n, f in PRINTS.items()}
+    code = f"""
+import json
+from pathlib import Path
+from combcomp import tasks
+tasks.wordnet({str(cache)!r})
+made = lambda task: tasks._built_transfer(task, tasks.load_task(task.name, cache={str(cache)!r}))
+print(json.dumps({{n: tasks.fingerprint(made(tasks.TASKS[n])) for n in ("wic", "hypernym")}}))
+"""
+    assert answer(code, PYTHONHASHSEED="7", NLTK_DATA=None) == {n: PRINTS[n] for n in ("wic", "hypernym")}
+
+
+@pytest.mark.parametrize("name", WORDNET)
+def test_transfer_texts_are_new(transfer, name):
+    "By text: none is in the training or validation set, and none occurs twice, whatever the capitals"
+    texts, data = tasks.TASKS[name].texts, tasks.load_task(name, cache=transfer[0])
+    found = tasks.transfer_set(name, 10**6, cache=transfer[0])
+    assert found.column_names == [*texts, "idx"] and found["idx"][:] == [*range(len(found))]
+    plain = lambda split: [tuple(t.lower() for t in row) for row in rows_of(split, texts)]
+    assert 15_000 < len(found) <= tasks.TRANSFER and len({*plain(found)}) == len(found)
+    for split in data.values():
+        assert not {*plain(found)} & {*plain(split)}
+
+
+@pytest.fixture(scope="session")
+def sides(transfer):
+    "The sides (train, validation) of a gloss, an example, the words of one in any order, and a first lemma"
+    tasks.wordnet(transfer[0])
+    glosses, bags, examples, lemmas = ({} for _ in range(4))
+    for s in (s for pos in "nvar" for s in tasks._synsets(pos)):
+        side = tasks._side(s)
+        if s.pos() == "n":
+            glosses.setdefault(s.definition(), set()).add(side)
+            lemmas.setdefault(s.lemma_names()[0].replace("_", " "), set()).add(side)
+        for e in s.examples():
+            bags.setdefault(tuple(sorted(e.split())), set()).add(side)
+            examples.setdefault(e.strip(), set()).add(side)
+    return dict(glosses=glosses, bags=bags, examples=examples, lemmas=lemmas)
+
+
+@pytest.mark.parametrize("name", WORDNET)
+def test_transfer_texts_are_of_the_training_side(transfer, sides, name):
+    "By synset: each text is looked up in the dictionary, which has it on the training side alone"
+    data = tasks.transfer_set(name, 10**6, cache=transfer[0])
+    columns = {t: data[t][:] for t in tasks.TASKS[name].texts}
+    if name == "hypernym": # a lemma may be the first one of several synsets
+        assert all("train" in sides["lemmas"][k.removeprefix("a kind of ")] for k in columns.pop("kind"))
+    if name == "accept":
+        found = [sides["bags"][tuple(sorted(t.split()))] for t in columns["sentence"]]
+    elif name == "wic":
+        columns["sentence1"] = [t.split(": ", 1)[1] for t in columns["sentence1"]]
+        found = [sides["examples"][t] for texts in columns.values() for t in texts]
+    else:
+        found = [sides["glosses"][t] for texts in columns.values() for t in texts]
+    assert len(found) > 15_000 and all(f == {"train"} for f in found)
+
+
+@pytest.mark.parametrize("name", WORDNET)
+def test_what_a_limit_leaves_comes_first(transfer, name):
+    task, load = tasks.TASKS[name], lambda limit: tasks.load_task(name, limit, cache=transfer[0])["train"]
+    find = lambda n, limit=None: rows_of(tasks.transfer_set(name, n, limit, cache=transfer[0]), task.texts)
+    assert find(4000, 1000) == find(6000, 1000)[:4000] and find(500) == find(900)[:500] and find(0) == []
+    left = {*rows_of(load(None), task.texts)} - {*rows_of(load(1000), task.texts)}
+    assert {*find(3000, 1000)} == left and find(4000, 1000)[3000:] == find(1000)
+    assert find(20, 4000) == find(20)
+
+
+def test_transfer_note_counts(transfer):
+    note = lambda *a: tasks.transfer_note(*a, cache=transfer[0])
+    assert note("accept", 10**5) == "18,899 further texts (100,000 asked for)"
+    assert note("accept", 900, 1000) == "900 of 21,899 further texts"
+    assert note("accept", 18_899) == "18,899 further texts"
+    for n in (-1, 1.5, "20", None, True):
+        with pytest.raises(ValueError, match="transfer_set: n="):
+            tasks.transfer_set("accept", n, cache=transfer[0])
+    with pytest.raises(ValueError, match="did you mean 'accept'"):
+        tasks.transfer_set("acept", 5)
+
+
+def test_transfer_texts_need_no_dictionary_once_they_are_built(transfer):
+    code = f"""
+import json, sys
+from combcomp.tasks import transfer_set
+n = len(transfer_set("hypernym", 30_000, cache={str(transfer[0])!r}))
+print(json.dumps([n, "nltk" in sys.modules, "torch" in sys.modules]))
+"""
+    assert answer(code) == [21848, False, False]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "other rows"])
+def test_broken_transfer_texts_are_built_again(transfer, tmp_path, monkeypatch, damage):
+    import datasets
+    name = f"accept-transfer-{PRINTS['accept']}"
+    for folder in (name, f"accept-{tasks.FINGERPRINTS['accept']}"):
+        shutil.copytree(transfer[0]/"tasks"/folder, tmp_path/"tasks"/folder)
+    good = datasets.load_from_disk(str(transfer[0]/"tasks"/name))
+    place = tmp_path/"tasks"/name
+    arrow = next((place/"transfer").glob("*.arrow"))
+    if damage == "truncated":
+        arrow.write_bytes(arrow.read_bytes()[:1000])
+    if damage == "missing":
+        shutil.rmtree(place/"transfer")
+    if damage == "other rows":
+        shutil.rmtree(place)
+        datasets.DatasetDict(transfer=good["transfer"].select(range(10))).save_to_disk(str(place))
+    rows = good["transfer"]
+    calls, copy = [], dict(transfer=datasets.Dataset.from_dict(rows.to_dict(), rows.features))
+    monkeypatch.setattr(tasks, "_built_transfer", lambda *a: calls.append(a) or datasets.DatasetDict(copy))
+    monkeypatch.setattr(tasks, "wordnet", lambda cache=None: None)
+    for _ in range(2):
+        found = tasks.transfer_set("accept", 10**6, cache=tmp_path)
+        assert tasks.fingerprint(dict(transfer=found)) == PRINTS["accept"] and len(calls) == 1
+
+
+def test_other_transfer_texts_are_said(transfer, tmp_path, monkeypatch):
+    import datasets
+    folder = f"wic-{tasks.FINGERPRINTS['wic']}"
+    shutil.copytree(transfer[0]/"tasks"/folder, tmp_path/"tasks"/folder)
+    few = datasets.DatasetDict(transfer=tasks.transfer_set("wic", 10, cache=transfer[0]))
+    monkeypatch.setattr(tasks, "_built_transfer", lambda *a: few)
+    monkeypatch.setattr(tasks, "wordnet", lambda cache=None: None)
+    with pytest.warns(UserWarning, match="wic-transfer: built rows"):
+        assert len(tasks.transfer_set("wic", 100, cache=tmp_path)) == 10
+
+
+def test_transfer_texts_of_glue_are_what_a_limit_leaves(glue):
+    code = """
+import json
+from combcomp.tasks import *
+from combcomp.tasks import _order
+seen = {}
+for n in ("cola", "rte", "stsb"):
+    data, task = load_task(n), TASKS[n]
+    found, more = transfer_set(n, 10**6, limit=100), transfer_set(n, 50, limit=100)
+    rows = lambda d: [*zip(*([t.lower() for t in d[c][:]] for c in task.texts))]
+    left = data["train"].select(_order(data["train"]["label"], not task.labels)[100:])
+    away = {*rows(load_task(n, limit=100)["train"]), *rows(data["validation"])}
+    kept = [r for r in dict.fromkeys(rows(left)) if r not in away]
+    seen[n] = dict(same=kept == rows(found), prefix=more[:] == found[:50], rows=len(found),
+                   columns=found.column_names, none=len(transfer_set(n, 10**6)), left=len(left),
+                   note=transfer_note(n, 20_000, limit=100),
+                   features={k: v.dtype for k, v in transfer_set(n, 5).features.items()})
+print(json.dumps(seen))
+"""
+    seen = answer(code, HF_HOME=str(glue[0]), HF_HUB_OFFLINE="1", HF_DATASETS_CACHE=None)
+    for name, s in seen.items():
+        texts = tasks.TASKS[name].texts
+        assert s["same"] and s["prefix"] and s["none"] == 0 and s["columns"] == [*texts, "idx"]
+        assert s["features"] == {**dict.fromkeys(texts, "string"), "idx": "int32"}
+        lost = sum(int(k.replace(",", "")) for k in re.findall(r"([\d,]+) (?:in the|that occur)", s["note"]))
+        assert s["rows"] == s["left"] - lost
+        assert s["note"].startswith(f"{s['rows']:,} further texts (20,000 asked for")
+    assert "that occur twice" in seen["cola"]["note"]
 
 
 def test_a_run_on_real_glue(glue, tmp_path):
