@@ -10,10 +10,10 @@ from functools import lru_cache
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['GLUE', 'WORDNET', 'FAMILIES', 'METHODS', 'SUBSETS', 'FILE', 'SCHEMA', 'LEASE', 'reject', 'number', 'checked', 'KD',
-           'MP', 'QAT', 'PTQ', 'method_name', 'parse', 'canonical', 'known_task', 'task_title', 'portable', 'Run',
-           'teacher_run', 'root', 'outputs_dir', 'shown', 'atomically', 'lease', 'names', 'task_names', 'limits_of',
-           'parameters']
+__all__ = ['GLUE', 'WORDNET', 'FAMILIES', 'METHODS', 'SUBSETS', 'FILE', 'RECIPES', 'RECIPE', 'SCHEMA', 'LEASE', 'reject',
+           'number', 'checked', 'KD', 'MP', 'QAT', 'PTQ', 'method_name', 'parse', 'canonical', 'known_task',
+           'task_title', 'portable', 'Recipe', 'recipe_of', 'canonical_recipe', 'Run', 'teacher_run', 'root',
+           'outputs_dir', 'shown', 'atomically', 'lease', 'names', 'task_names', 'limits_of', 'parameters']
 
 # %% ../nbs/01_config.ipynb #29d50fad
 if os.environ.get("IN_TEST"): os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -193,6 +193,30 @@ def canonical(
 # %% ../nbs/01_config.ipynb #ef07c51f
 SUBSETS = ("", "kd", "mp", "qat", "kd,mp", "kd,qat", "mp,qat", "kd,mp,qat") # canonical, smallest first
 
+# %% ../nbs/01_config.ipynb #d8c61224
+FILE = re.compile(r"file:(?P<path>[^?#]+)(?:\?(?P<query>[^#]*))?(?:#(?P<digest>[0-9a-f]{12}))?")
+
+def known_task(task:str) -> str: # its full name
+    "The name of a task; ValueError for what is none, and for a file that cannot be one"
+    if task in GLUE + WORDNET: return task
+    if isinstance(task, str) and task.startswith("file:"):
+        from combcomp.own import resolve
+        return resolve(task)
+    if os.path.splitext(str(task))[1]: reject("Run", "task", task, f"a name, or file: and a path, as in 'file:{task}'")
+    reject("Run", "task", task, (*WORDNET, *GLUE, "file:<a file of your own>"))
+
+def _last(path): return re.split(r"[/\\]|%2F|%5C", path.rstrip("/\\"), flags=re.I)[-1] # part of a path
+
+def task_title(task:str) -> str: # of a file: its name without the folder
+    "A task as people should read it"
+    return re.split("[?#]", portable(task).removeprefix("file:"))[0]
+
+def portable(task:str) -> str: # the full name without folders
+    "The name of a task without what is only true on this machine"
+    if not task.startswith("file:"): return task
+    path, rest = re.fullmatch(r"file:([^?#]*)(.*)", task, re.S).groups()
+    return f"file:{_last(path)}" + re.sub("(?<=validation=|unlabelled=)[^&#]*", lambda m: _last(m[0]), rest)
+
 # %% ../nbs/01_config.ipynb #a1c30001
 @dataclass(frozen=True)
 class Recipe:
@@ -237,30 +261,6 @@ def canonical_recipe(text:str) -> str: # the one way to write it
     version = re.match(r"\s*(\w*)", str(text))[1]
     changed = _changed(recipe_of(text), RECIPES[version])
     return version + (f"({changed})" if changed else "")
-
-# %% ../nbs/01_config.ipynb #d8c61224
-FILE = re.compile(r"file:(?P<path>[^?#]+)(?:\?(?P<query>[^#]*))?(?:#(?P<digest>[0-9a-f]{12}))?")
-
-def known_task(task:str) -> str: # its full name
-    "The name of a task; ValueError for what is none, and for a file that cannot be one"
-    if task in GLUE + WORDNET: return task
-    if isinstance(task, str) and task.startswith("file:"):
-        from combcomp.own import resolve
-        return resolve(task)
-    if os.path.splitext(str(task))[1]: reject("Run", "task", task, f"a name, or file: and a path, as in 'file:{task}'")
-    reject("Run", "task", task, (*WORDNET, *GLUE, "file:<a file of your own>"))
-
-def _last(path): return re.split(r"[/\\]|%2F|%5C", path.rstrip("/\\"), flags=re.I)[-1] # part of a path
-
-def task_title(task:str) -> str: # of a file: its name without the folder
-    "A task as people should read it"
-    return re.split("[?#]", portable(task).removeprefix("file:"))[0]
-
-def portable(task:str) -> str: # the full name without folders
-    "The name of a task without what is only true on this machine"
-    if not task.startswith("file:"): return task
-    path, rest = re.fullmatch(r"file:([^?#]*)(.*)", task, re.S).groups()
-    return f"file:{_last(path)}" + re.sub("(?<=validation=|unlabelled=)[^&#]*", lambda m: _last(m[0]), rest)
 
 # %% ../nbs/01_config.ipynb #158eed98
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['BERT', 'VOCAB', 'POSITIONS', 'TYPES', 'PAPER_SIZES', 'linear_parameters', 'embedding_parameters', 'layer_parameters',
            'encoder_parameters', 'pretraining_parameters', 'sizes', 'kept_layers', 'source', 'from_hub',
-           'load_tokenizer', 'load_model', 'cut', 'learning_rate', 'by_length', 'predict']
+           'load_tokenizer', 'load_model', 'cut', 'learning_rate', 'recipe_epochs', 'by_length', 'bf16_is_native',
+           'predict']
 
 # %% ../nbs/03_models.ipynb #15bac612
 import re

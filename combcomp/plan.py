@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DATA', 'before_rounding', 'spec_of', 'needs', 'ordered', 'size_order', 'configurations', 'task_table', 'data_of',
-           'shape', 'forward_flops', 'examples', 'steps', 'flops', 'parts', 'estimate', 'finished', 'remaining',
-           'duration', 'gpu_hours']
+           'shape', 'forward_flops', 'training_rows', 'labelled', 'transfer_texts', 'copies', 'examples', 'steps',
+           'flops', 'parts', 'estimate', 'finished', 'remaining', 'duration', 'gpu_hours']
 
 # %% ../nbs/18_plan.ipynb #9af6b7e8
 from dataclasses import replace
@@ -63,7 +63,7 @@ def configurations(
 DATA = Path(__file__).parent/"data" if "__file__" in globals() else Path("../combcomp/data")
 
 @lru_cache(None)
-def task_table() -> dict: # task -> dict of train, validation (examples), tokens (of a text, mean), changed (share of copies)
+def task_table() -> dict: # task -> dict of train, validation (examples), tokens (of a text, mean), changed (share of copies), transfer (further texts)
     "What a task's data weigh"
     import csv
     with open(DATA/"tasks.csv", newline="") as f: return {r.pop("task"): {k: float(v) for k, v in r.items()} for r in csv.DictReader(f)}
@@ -91,18 +91,19 @@ def forward_flops(
     return layers*(2*tokens*12*hidden**2 + 4*tokens**2*hidden)
 
 # %% ../nbs/18_plan.ipynb #cd481b9a
+def training_rows(cfg:Run) -> float: # rows
+    "The training set before `limit`, and without what `split` holds out"
+    rows = data_of(cfg.task)["train"]
+    return rows - min(1000, rows//5) if cfg.split == "heldout" else rows
+
 def labelled(cfg:Run) -> float: # rows
     "Training examples with a label"
-    rows = data_of(cfg.task)["train"]
-    if cfg.split == "heldout": rows -= min(1000, rows//5)
-    return min(cfg.limit or 10**12, rows)
+    return min(cfg.limit or 10**12, training_rows(cfg))
 
 def transfer_texts(cfg:Run) -> float: # rows
-    "Texts that only the teacher labels"
-    kd, data = spec_of(cfg, KD), data_of(cfg.task)
-    if not kd: return 0
-    left = data["train"] - labelled(cfg) if cfg.split == "validation" else 0
-    return min(kd.texts(labelled(cfg)), left + data.get("transfer", 0))
+    "Texts that only the teacher labels: what `limit` leaves, and further ones"
+    kd, more = spec_of(cfg, KD), data_of(cfg.task)["transfer"]
+    return min(kd.texts(labelled(cfg)), training_rows(cfg) - labelled(cfg) + more) if kd else 0
 
 def copies(cfg:Run) -> float: # rows
     "Augmented copies of the labelled examples"

@@ -16,8 +16,8 @@ from .config import FILE, GLUE, WORDNET, lease, number, outputs_dir, reject, sho
 
 # %% auto #0
 __all__ = ['TASKS', 'CATEGORIES', 'SIZES', 'FINGERPRINTS', 'TRANSFER', 'TRANSFER_FINGERPRINTS', 'Task', 'task_of', 'headline_of',
-           'metrics', 'score', 'majority', 'online', 'hub', 'wordnet', 'fingerprint', 'load_task', 'transfer_set',
-           'transfer_note']
+           'metrics', 'score', 'majority', 'online', 'hub', 'wordnet', 'fingerprint', 'hold_out', 'load_task',
+           'transfer_set', 'transfer_note']
 
 # %% ../nbs/02_tasks.ipynb #bf2609c3
 @dataclass(frozen=True)
@@ -546,14 +546,24 @@ def _cut(task, train, limit):
     order, n = _order(train["label"], not task.labels), max(0, limit)
     return train.select(order[:n]), train.select(order[n:])
 
+def hold_out(
+    task:Task, data, # its splits
+): # a DatasetDict of train and the task's first evaluation split, both of the training set
+    "Put the last fifth of the training set, at most 1,000 rows, in the place of the evaluation splits"
+    order = _order(data["train"]["label"], not task.labels)
+    n = len(order) - min(1000, len(order)//5)
+    return type(data)({"train": data["train"].select(order[:n]), task.evals[0]: data["train"].select(order[n:])})
+
 def load_task(
     name:str, # one of `TASKS`, or file:<a file of your own>
     limit:int|None=None, # training rows, class shares kept; None, or more than there are, is all of them
     cache=None, # folder for WordNet tasks; None is <outputs>/cache (GLUE is in the cache of `datasets`)
+    split:str="validation", # or heldout: a part of the training set in place of the evaluation splits
 ): # datasets.DatasetDict: train and the evaluation splits; columns: the texts, label, idx
     "The data of a task; ValueError for one that cannot be trained on, ConnectionError for GLUE neither cached nor reachable"
     task = task_of(name, cache)
     data = _splits(task, Path(cache or outputs_dir()/"cache").resolve())
+    if split == "heldout": data = hold_out(task, data)
     data["train"], _ = _cut(task, data["train"], limit)
     _usable(task, data["train"])
     return data
@@ -631,9 +641,9 @@ def _plain(texts): # a tuple of strings, in lower case and with single spaces
     return tuple(" ".join(t.lower().split()) for t in texts)
 
 # %% ../nbs/02_tasks.ipynb #fadd1c0f
-def _unseen(task, rows, train, data):
-    "Rows (tuples of texts) that are nowhere yet, and how many are left out for each reason"
-    places = [(train, "in the training set"), *((data[s], "in the validation set") for s in task.evals)]
+def _unseen(task, rows, train, held):
+    "Rows (tuples of texts) that are nowhere yet, and how many are left out for each reason; `held` is for evaluation"
+    places = [(train, "in the training set"), *((split, "in the validation set") for split in held)]
     known = {_plain(row): place for split, place in places for row in zip(*(split[t][:] for t in task.texts))}
     kept, left_out = [], Counter()
     for row in rows:
@@ -666,7 +676,7 @@ def _built_transfer(task, data):
     rows = globals()[f"_further_{task.name}"](data["train"], rng)
     sides = {_side(s) for _, _, synsets in rows for s in synsets}
     assert sides == {"train"}, f"{task.name}: a synset of the transfer texts is on the validation side"
-    kept, _ = _unseen(task, [texts for texts, _, _ in rows], data["train"], data)
+    kept, _ = _unseen(task, [texts for texts, _, _ in rows], data["train"], [data[s] for s in task.evals])
     return datasets.DatasetDict(transfer=_texts_of(task.texts, kept[:TRANSFER]))
 
 # %% ../nbs/02_tasks.ipynb #b79776a5
@@ -681,34 +691,38 @@ def _further(task, data, cache):
     return _suite(f"{task.name}-transfer", TRANSFER_FINGERPRINTS[task.name], build, cache)["transfer"]
 
 # %% ../nbs/02_tasks.ipynb #e00a1d77
-def _transfer(name, limit, cache):
+def _transfer(name, limit, cache, split):
     "The task, all its transfer texts, and how many are left out for each reason"
     task, cache = task_of(name, cache), Path(cache or outputs_dir()/"cache").resolve()
     data = _splits(task, cache)
+    further, held = _further(task, data, cache), [data[s] for s in task.evals]
+    if split == "heldout":
+        data = hold_out(task, data)
+        held.append(data[task.evals[0]])
     train, left = _cut(task, data["train"], limit)
-    parts = [part for part in (left, _further(task, data, cache)) if part is not None]
+    parts = [part for part in (left, further) if part is not None]
     rows = (row for part in parts for row in zip(*(part[t][:] for t in task.texts)))
-    return task, *_unseen(task, rows, train, data)
+    return task, *_unseen(task, rows, train, held)
 
 # %% ../nbs/02_tasks.ipynb #64d08dfd
 def transfer_set(
     name:str, # as for `load_task`
     n:int, # texts, at most; a smaller number gives the first ones of a larger
     limit:int|None=None, # as for `load_task`: what it leaves of the training set comes first
-    cache=None, # as for `load_task`
+    cache=None, split:str="validation", # as for `load_task`
 ): # datasets.Dataset: the text columns and idx, no label; fewer than n rows, or none, if there are no more
     "Texts for a teacher to label, none of them in the training or validation set; errors as `load_task`"
     n = number("transfer_set", "n", n, int, 0, 10**9)
-    task, rows, _ = _transfer(name, limit, cache)
+    task, rows, _ = _transfer(name, limit, cache, split)
     return _texts_of(task.texts, rows[:n])
 
 # %% ../nbs/02_tasks.ipynb #ef5672e9
 def transfer_note(
-    name:str, n:int, limit:int|None=None, cache=None, # as for `transfer_set`
+    name:str, n:int, limit:int|None=None, cache=None, split:str="validation", # as for `transfer_set`
 ) -> str: # as in "1,200 further texts (20,000 asked for; left out: 3 in the validation set)"
     "How many texts `transfer_set` gives, of how many, and what it leaves out"
     n = number("transfer_note", "n", n, int, 0, 10**9)
-    _, rows, left_out = _transfer(name, limit, cache)
+    _, rows, left_out = _transfer(name, limit, cache, split)
     much = f"{n:,} of {len(rows):,}" if n < len(rows) else f"{len(rows):,}"
     told = [f"{n:,} asked for"] * (n > len(rows))
     told += ["left out: " + ", ".join(f"{k:,} {why}" for why, k in sorted(left_out.items()))] * bool(left_out)
