@@ -306,7 +306,7 @@ def _readable(table):
     return shown.round(2).dropna(axis=1, how="all").to_string(index=False, na_rep="-")
 
 # %% ../nbs/23_cli.ipynb #3f7a82e7
-STUDY = dict(limits="1000", epochs=None, batch_size=16) # of the rows that come with the project
+STUDY = dict(limits="1000", epochs=None, batch_size=16, recipe="v1") # of the rows that come with the project
 
 def _study(table, family, tasks, **training):
     "The rows to compare, and how they were trained in words"
@@ -318,8 +318,8 @@ def _study(table, family, tasks, **training):
         rows = study_rows(table, family, tasks, **found[0])
     many = " or ".join(dict.fromkeys(f"{n:,.0f} examples" if n == n and n else "whole training sets" for n in rows["limit"]))
     epochs = rows["epochs"][0]
-    passes = f"{epochs:g} epoch{'s' if epochs != 1 else ''}" if epochs == epochs and epochs else f"recipe {rows['recipe'][0]}"
-    return rows, f"{many}, {passes}, batches of {rows['batch_size'][0]}"
+    passes = f"{epochs:g} epoch{'s' if epochs != 1 else ''}, " if epochs == epochs and epochs else ""
+    return rows, f"{many}, {passes}batches of {rows['batch_size'][0]}, recipe {rows['recipe'][0]}"
 
 # %% ../nbs/23_cli.ipynb #ff5f4e81
 def _recommend(
@@ -333,11 +333,12 @@ def _recommend(
     limits:str=STUDY["limits"], # training examples of the study; a number, or for each task as in make grid; empty is all
     epochs:float=STUDY["epochs"], # passes over the training set, of each stage; None is the recipe's
     batch_size:int=STUDY["batch_size"], # examples a step, of the study
+    recipe:str=STUDY["recipe"], # version of the training recipe, of the study
     outputs:str=None, # folder of rows, models and caches; None is outputs/ of this project
 ):
     "The best configurations that were measured within a budget: the best score or, with --score, the smallest"
     from combcomp.stats import recommend
-    rows, trained = _study(_rows(outputs), family, tasks, limits=limits, epochs=epochs, batch_size=batch_size)
+    rows, trained = _study(_rows(outputs), family, tasks, limits=limits, epochs=epochs, batch_size=batch_size, recipe=recipe)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore") # told below
         table = recommend(rows, megabytes, milliseconds, score, size, latency, outputs=outputs)

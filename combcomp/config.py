@@ -12,8 +12,8 @@ from pathlib import Path
 # %% auto #0
 __all__ = ['GLUE', 'WORDNET', 'FAMILIES', 'METHODS', 'SUBSETS', 'FILE', 'RECIPES', 'RECIPE', 'SCHEMA', 'LEASE', 'reject',
            'number', 'checked', 'KD', 'MP', 'QAT', 'PTQ', 'method_name', 'parse', 'canonical', 'known_task',
-           'task_title', 'portable', 'Recipe', 'recipe_of', 'canonical_recipe', 'Run', 'teacher_run', 'root',
-           'outputs_dir', 'shown', 'atomically', 'lease', 'names', 'task_names', 'limits_of', 'parameters']
+           'task_title', 'portable', 'Recipe', 'recipe_of', 'canonical_recipe', 'Run', 'stages_of', 'teacher_run',
+           'root', 'outputs_dir', 'shown', 'atomically', 'lease', 'names', 'task_names', 'limits_of', 'parameters']
 
 # %% ../nbs/01_config.ipynb #29d50fad
 if os.environ.get("IN_TEST"): os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -67,16 +67,22 @@ def checked(
 class KD:
     "Knowledge distillation from the family's largest model, fine-tuned"
     temperature: float = 2.0 # divides both sets of logits, > 0
-    alpha: float = 0.9 # share of the teacher's loss, 0 to 1; the label has the rest
+    alpha: float | None = None # share of the teacher's loss, 0 to 1; the label has the rest. None is the recipe's
     augment: int = 1 # augmented copies of each labelled example, 0 to 20
     words: float = 0.2 # fraction of words replaced by a synonym in a copy, 0 to 1
-    transfer: int = 10_000 # further texts that only the teacher labels: as many as there are, at most ten an example
+    transfer: int | None = None # further texts that only the teacher labels, as many as there are. None is the recipe's
     def __post_init__(self):
-        checked(self, temperature=(float, 0, 1000, "("), alpha=(float, 0, 1), augment=(int, 0, 20), words=(float, 0, 1),
-                transfer=(int, 0, 10**7))
+        checked(self, temperature=(float, 0, 1000, "("), augment=(int, 0, 20), words=(float, 0, 1))
+        if self.alpha is not None: checked(self, alpha=(float, 0, 1))
+        if self.transfer is not None: checked(self, transfer=(int, 0, 10**7))
+    def under(self, recipe=None): # a `KD`
+        "The same with the values of a recipe, the present one if None, for what is None"
+        recipe = recipe or Recipe()
+        return replace(self, alpha=recipe.kd_alpha if self.alpha is None else self.alpha,
+                       transfer=recipe.kd_transfer if self.transfer is None else self.transfer)
     def texts(self, labelled:int) -> int:
-        "Transfer texts to ask for beside so many labelled examples"
-        return min(self.transfer, 10*int(labelled))
+        "Transfer texts to ask for beside so many labelled examples, at most ten for each"
+        return min(self.under().transfer, 10*int(labelled))
 
 # %% ../nbs/01_config.ipynb #4967510c
 @dataclass(frozen=True)
@@ -234,17 +240,21 @@ class Recipe:
     epochs: float = 3.0 # passes over the training set, at least
     min_steps: int = 400 # small sets are passed over more often, until there are so many steps,
     max_epochs: float = 20.0 # but not more often than this
+    kd_alpha: float = 0.9 # share of the teacher's loss in distillation
+    kd_transfer: int = 10_000 # texts that only the teacher labels, where there are so many
     transfer: float = 2.0 # further steps with transfer texts alone, as a multiple; fewer with fewer texts
     used_rows: bool = True # leave the embeddings of word pieces that do not occur as they are, without decay?
     def __post_init__(self):
         checked(self, rate=(float, 0, 1, "("), depth=(float, 0, 4), width=(float, 0, 4), head=(float, 0, 1000, "("),
                 layer_decay=(float, 0, 1, "("), warmup=(float, 0, 1), weight_decay=(float, 0, 1),
                 dropout=(float, 0, 1, ")"), average=(float, 0, 1), epochs=(float, 0, 1000, "("),
-                min_steps=(int, 0, 10**9), max_epochs=(float, 0, 1000, "("), transfer=(float, 0, 100))
+                min_steps=(int, 0, 10**9), max_epochs=(float, 0, 1000, "("), kd_alpha=(float, 0, 1),
+                kd_transfer=(int, 0, 10**7), transfer=(float, 0, 100))
         for name in ("standardize", "used_rows"):
             if not isinstance(getattr(self, name), bool): reject("recipe", name, getattr(self, name), (True, False))
 
-RECIPES = dict(v1=Recipe(depth=0.5, width=2.0, standardize=False, min_steps=0, used_rows=False), v2=Recipe())
+RECIPES = dict(v1=Recipe(depth=0.5, width=2.0, standardize=False, min_steps=0, kd_alpha=0.5, kd_transfer=0, used_rows=False),
+               v2=Recipe())
 RECIPE = "v2" # the present one
 
 def recipe_of(text:str) -> Recipe:
@@ -289,6 +299,7 @@ def _check_run(run):
     if run.lr is not None: checked(run, lr=(float, 0, 1, "("))
     if run.epochs is not None: checked(run, epochs=(float, 0, 1000, "("))
     object.__setattr__(run, "recipe", canonical_recipe(run.recipe))
+    if run.recipe == "v1" and run.epochs is None: object.__setattr__(run, "epochs", 3.0) # as its rows have it
     if run.split not in (o := ("validation", "heldout")): reject("Run", "split", run.split, o)
     object.__setattr__(run, "task", known_task(run.task))
     _check_model(run)
@@ -313,9 +324,20 @@ def _id(run):
     kept = {f.name: getattr(run, f.name) for f in fields(run) if f.name in always or getattr(run, f.name) != f.default}
     if run.task.startswith("file:"): # columns and content count, places do not
         kept["task"] = re.sub("file:[^?]*|&(validation|unlabelled)=[^&#]*", "", run.task)
-    return hashlib.sha256(json.dumps(dict(kept, schema=SCHEMA), sort_keys=True).encode()).hexdigest()[:16]
+    schema = SCHEMA
+    if run.recipe == "v1": # ids from before recipes had versions
+        schema = 1
+        del kept["recipe"]
+        if run.epochs == 3.0: del kept["epochs"]
+    return hashlib.sha256(json.dumps(dict(kept, schema=schema), sort_keys=True).encode()).hexdigest()[:16]
 
 Run.id = property(_id, doc="Content hash of the run, the same in every process and on every machine")
+
+def stages_of(run:Run) -> tuple: # stages in order, each a tuple of records
+    "The methods of a run, with the values of its recipe for those that are the recipe's"
+    recipe = recipe_of(run.recipe)
+    fill = lambda spec: spec.under(recipe) if isinstance(spec, KD) else spec
+    return tuple(tuple(map(fill, stage)) for stage in parse(run.methods))
 
 # %% ../nbs/01_config.ipynb #1db27bfb
 def teacher_run(run:Run) -> Run: # the run whose model teaches `run`

@@ -54,7 +54,7 @@ def distill_loss(
 # %% ../nbs/07_distill.ipynb #69581b65
 class Distill(Method):
     "Knowledge distillation from logits that are in the batch under `teacher`"
-    def __init__(self, kd:KD): self.kd = kd
+    def __init__(self, kd:KD): self.kd = kd.under()
     def loss(self, loss, out, batch):
         loss = label_loss(out.logits, batch["labels"])
         return distill_loss(loss, out.logits, batch["teacher"].view_as(out.logits), self.kd)
@@ -166,7 +166,7 @@ def taught(
 ): # a Dataset: originals, changed copies and transfer texts, with the columns `copy` (0, 1.., -1) and `teacher`
     "The training set of a student with the teacher's logits, each part from the cache if it is there"
     from datasets import concatenate_datasets, load_from_disk
-    cache = Path(cache or outputs_dir()/"cache")
+    cache, kd = Path(cache or outputs_dir()/"cache"), kd.under()
     def labelled(part, options, rows):
         folder = cache/"distill"/distill_key(part, options, teacher_id, task.name, limit, max_length, split)
         is_there = lambda: (folder/"state.json").is_file()

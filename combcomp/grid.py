@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
 
-from .config import FAMILIES, GLUE, LEASE, SUBSETS, WORDNET, KD, Run, lease, limits_of, names, number, outputs_dir, parse, portable, recipe_of, reject, shown, task_title, teacher_run
+from .config import FAMILIES, GLUE, LEASE, SUBSETS, WORDNET, KD, Run, lease, limits_of, names, number, outputs_dir, parse, portable, recipe_of, reject, stages_of, shown, task_title, teacher_run
 from .distill import check_order, check_teacher, load_teacher, taught
 from .models import learning_rate, recipe_epochs, load_model, load_tokenizer, predict, source
 from .pack import other_sizes, pack, unpack
@@ -117,9 +117,9 @@ def _trained(cfg, out, say, **more):
     unlabelled = sum(c < 0 for c in train["copy"]) if "copy" in train.column_names else 0
     epochs = cfg.epochs or recipe_epochs(recipe, len(train) - unlabelled, cfg.batch_size, unlabelled)
     if more.get("report_to") == "tensorboard": os.environ["TENSORBOARD_LOGGING_DIR"] = str(out/"trackers"/f"{cfg.size} {task_title(cfg.task)} seed {cfg.seed}"/(cfg.methods or "none"))
-    stats = compress(model, tok, _encoded(train, tok, cfg), parse(cfg.methods), unfinished(cfg, out), say=say,
+    stats = compress(model, tok, _encoded(train, tok, cfg), stages_of(cfg), unfinished(cfg, out), say=say,
                      seed=cfg.seed, epochs=epochs, batch_size=cfg.batch_size, lr=rate, recipe=recipe, name=cfg.methods or "none", **more)
-    return model, tok, data, dict(learning_rate=rate, epochs_trained=epochs, train_examples=len(train), teacher_score=teacher_score, **stats)
+    return model, tok, data, dict(learning_rate=rate, epochs_trained=epochs, train_examples=len(train), transfer_examples=unlabelled, teacher_score=teacher_score, **stats)
 
 # %% ../nbs/15_grid.ipynb #03a739dd
 def _rounded(cfg, base, out, say):
@@ -130,7 +130,7 @@ def _rounded(cfg, base, out, say):
     data, spec = _task(cfg.task, cfg.limit, out/"cache", cfg.split), parse(cfg.methods)[-1][-1]
     few = data["train"].select(range(min(len(data["train"]), 32*spec.batches)))
     bake(model, [calibrated(model, tok, encode(few, tok, task.texts, cfg.max_length), spec)])
-    return model, tok, data, {k: row[k] for k in ("learning_rate", "epochs_trained", "train_examples", "teacher_score", "train_seconds", "steps", "examples_per_second")}
+    return model, tok, data, {k: row.get(k) for k in ("learning_rate", "epochs_trained", "train_examples", "transfer_examples", "teacher_score", "train_seconds", "steps", "examples_per_second")}
 
 # %% ../nbs/15_grid.ipynb #90970f44
 class Superseded(RuntimeError): "Another process has taken this run over"

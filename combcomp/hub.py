@@ -8,12 +8,12 @@ import json, math, os, re, shutil, tempfile, uuid, warnings
 from contextlib import contextmanager
 from pathlib import Path
 import numpy as np, pandas as pd
-from .config import FAMILIES, GLUE, WORDNET, Run, _last, method_name, outputs_dir, parse, portable, reject, shown, task_title
+from .config import FAMILIES, GLUE, WORDNET, Run, _last, method_name, outputs_dir, parse, portable, reject, shown, stages_of, task_title
 from .export import Exported, _publish, _texts
 from .models import from_hub, load_tokenizer, predict, source
 from .pack import _plain, inspect, pack, unpack
-from .results import _latency, load_results, markdown, read_row, row_file
-from .stats import KEYS, TRAINING, _draws_if_any, interval
+from .results import TRAINING, _latency, load_results, markdown, read_row, row_file
+from .stats import KEYS, _draws_if_any, interval
 from .tasks import TASKS, hub, online
 
 # %% auto #0
@@ -64,8 +64,10 @@ def _in_integers(s):
 
 # %% ../nbs/22_hub.ipynb #01701305
 def _kd(s):
-    return (f"*distillation*: {_percent(s.alpha)} of the loss compare its probabilities with those of a larger model, at temperature {s.temperature:g}; the labels have the rest"
-            + (f"; up to {s.augment} changed {'copy' if s.augment == 1 else 'copies'} of each example were added" if s.augment else ""))
+    copies = f"; up to {s.augment} changed {'copy' if s.augment == 1 else 'copies'} of each example were added"
+    further = f"; up to {s.transfer:,} further texts were added that only the larger model labelled"
+    return (f"*distillation*: {_percent(s.alpha)} of the loss compare its probabilities with those of a larger model, "
+            f"at temperature {s.temperature:g}; the labels have the rest" + copies*bool(s.augment) + further*bool(s.transfer))
 
 def _mp(s):
     where = "each linear layer of the encoder" if s.scope == "layer" else "all linear layers of the encoder together"
@@ -74,11 +76,12 @@ def _mp(s):
 SAID = dict(kd=_kd, mp=_mp, qat=lambda s: f"*quantization-aware training*: {_in_integers(s)}",
             ptq=lambda s: f"*rounding after training*, its ranges set on {s.batches} batches: {_in_integers(s)}")
 
-def _methods(methods):
+def _methods(row):
     "What was done to a model, a line each"
-    stages = parse(methods)
+    stages = stages_of(Run(methods=row["methods"], recipe=row["recipe"]))
     which = lambda i: f"training {i} of {len(stages)}, " if len(stages) > 1 else ""
-    return "\n".join(f"- {which(i)}{SAID[method_name(s)](s)}." for i, stage in enumerate(stages, 1) for s in stage) or "It was not compressed."
+    lines = [f"- {which(i)}{SAID[method_name(s)](s)}." for i, stage in enumerate(stages, 1) for s in stage]
+    return "\n".join(lines) or "It was not compressed."
 
 # %% ../nbs/22_hub.ipynb #e7e8288f
 def _alike(row, table):
@@ -180,10 +183,14 @@ def _renamed(text, name):
 # %% ../nbs/22_hub.ipynb #0c7ad117
 def _seen(row):
     "What it was trained on"
+    further = row.get("transfer_examples") or 0
     copies = any(getattr(s, "augment", 0) for stage in parse(row["methods"]) for s in stage)
     part = f"{row['limit']:,.0f} of the task's training set" if row["limit"] else "the whole training set of the task"
-    if copies: return f"It was trained on {row['train_examples']:,.0f} examples: {part}, and changed copies of them."
-    return f"It was trained on {row['train_examples']:,.0f} examples, {'a part of the' if row['train_examples'] == row['limit'] else 'the whole'} training set of the task."
+    parts = [part, *["changed copies of them"]*copies, *[f"{further:,.0f} texts that only the larger model labelled"]*bool(further)]
+    if len(parts) == 1:
+        part = "a part of the" if row["train_examples"] == row["limit"] else "the whole"
+        return f"It was trained on {row['train_examples']:,.0f} examples, {part} training set of the task."
+    return f"It was trained on {row['train_examples']:,.0f} examples: {', '.join(parts[:-1])}, and {parts[-1]}."
 
 # %% ../nbs/22_hub.ipynb #7b56acf8
 def _limits(row):
@@ -227,7 +234,7 @@ def _origin(row):
     versions = [f"{p} {_code(row['version_' + p])}" for p in ("combcomp", "torch", "transformers", "datasets") if row.get("version_" + p)]
     facts = [f"{name} {_code(row[k])}" for k, name in (("id", "run"), ("commit", "commit"), ("python", "Python"), ("device", "on"), ("started", "started")) if row.get(k)]
     took = f"It took {row['train_seconds']:.0f} s on {row['threads']:d} thread{'s' if row['threads'] != 1 else ''}."
-    return "## How it was made\n\n" + "\n\n".join([_methods(row["methods"]), f"Trained for {trained}. {took}", *taught, f"{', '.join(facts + versions)}."])
+    return "## How it was made\n\n" + "\n\n".join([_methods(row), f"Trained for {trained}. {took}", *taught, f"{', '.join(facts + versions)}."])
 
 # %% ../nbs/22_hub.ipynb #4db9b186
 TAGS = dict(kd="distillation", mp="pruning", qat="quantization", ptq="quantization")

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from .config import FAMILIES, KD, MP, PTQ, QAT, SUBSETS, Run, canonical, parse, recipe_of, teacher_run
+from .config import FAMILIES, KD, MP, PTQ, QAT, SUBSETS, Run, canonical, parse, recipe_of, stages_of, teacher_run
 from .models import BERT, encoder_parameters, recipe_epochs
 
 # %% ../nbs/18_plan.ipynb #3c22d2a7
@@ -24,7 +24,7 @@ def before_rounding(cfg:Run): # a `Run`, or None for a run without ptq
 
 def spec_of(cfg:Run, kind): # `KD`, `MP`, `QAT` or `PTQ`
     "The first record of a kind among the methods of a run, or None"
-    return next((s for stage in parse(cfg.methods) for s in stage if isinstance(s, kind)), None)
+    return next((s for stage in stages_of(cfg) for s in stage if isinstance(s, kind)), None)
 
 # %% ../nbs/18_plan.ipynb #63e8f5c7
 def needs(cfg:Run) -> list: # of `Run`, one or none

@@ -50,23 +50,25 @@ def _of_subsets(results):
 def trainings(
     results, # a table of rows
     family:str="minilm", tasks:str="all", # with commas
-): # a DataFrame: limits (empty: whole training sets), epochs, batch_size, runs; the most runs first
+): # a DataFrame: limits (empty: whole training sets), epochs, batch_size, recipe, runs; the most runs first
     "Under which trainings the eight subsets were run, as far as `study_rows` can name them"
+    results = results.assign(**{k: getattr(Run, k) for k in ("recipe", "split") if k not in results})
     usual = _of_subsets(results) & results["lr"].isna() & (results["max_length"] == Run.max_length)
-    for k in ("recipe", "split"):
-        if k in results: usual &= results[k] == getattr(Run, k)
-    rows = results[usual & (results["family"] == family) & results["task"].isin(task_names(tasks, {*results["task"]}))]
+    usual &= (results["split"] == Run.split) & (results["family"] == family)
+    rows = results[usual & results["task"].isin(task_names(tasks, {*results["task"]}))]
     limits = ["" if n != n or n is None else f"{n:.0f}" for n in rows["limit"]]
-    found = rows.assign(limits=limits).groupby(["limits", "epochs", "batch_size"], as_index=False, dropna=False).size()
+    columns = ["limits", "epochs", "batch_size", "recipe"]
+    found = rows.assign(limits=limits).groupby(columns, as_index=False, dropna=False).size()
     return found.rename(columns=dict(size="runs")).sort_values("runs", ascending=False, kind="stable", ignore_index=True)
 
 # %% ../nbs/16_stats.ipynb #818ae8cb
 def _there_are(results, family, tasks):
     "The trainings that have rows, as the end of a sentence"
-    rows = trainings(results, family, tasks).head(3).itertuples()
     epochs = lambda e: f" epochs={e:g}" if e == e and e is not None else ""
-    found = [f"limits={r.limits!r}{epochs(r.epochs)} batch_size={r.batch_size} ({r.runs} runs)" for r in rows]
-    return f"make them with `make grid`, or name a training that has rows: {', '.join(found)}" if found else "make them with `make grid`"
+    found = [f"limits={r.limits!r}{epochs(r.epochs)} batch_size={r.batch_size} recipe={r.recipe!r} ({r.runs} runs)"
+             for r in trainings(results, family, tasks).head(3).itertuples()]
+    ways = "make them with `make grid`"
+    return f"{ways}, or name a training that has rows: {', '.join(found)}" if found else ways
 
 # %% ../nbs/16_stats.ipynb #78f8384d
 def study_rows(
