@@ -183,8 +183,10 @@ def taught(
         parts.append(labelled("copies", [kd.augment, kd.words, seed], lambda: changed_copies(train, task, kd, seed)))
     if n := kd.texts(len(train)):
         def texts():
-            say(f"  {transfer_note(task.name, n, limit, cache, split)}", flush=True)
-            return unlabelled(transfer_set(task.name, n, limit, cache, split), task)
+            found = transfer_set(task.name, n, limit, cache, split)
+            none = f"there are no further texts of {task.title} for the teacher to label"
+            say(f"  {transfer_note(task.name, n, limit, cache, split) if len(found) else none}", flush=True)
+            return unlabelled(found, task)
         parts.append(labelled("transfer", [n], texts))
     columns = parts[0].column_names
     return concatenate_datasets([p.select_columns(columns) for p in parts if len(p)])

@@ -104,6 +104,7 @@ class Standardize(Method):
         parametrize.register_parametrization(model.classifier, "weight", Affine(self.std))
         parametrize.register_parametrization(model.classifier, "bias", Affine(self.std, self.mean))
     def loss(self, loss, out, batch): return loss/self.std**2
+    def bake(self, model): parametrize.remove_parametrizations(model.classifier, "bias", leave_parametrized=True)
 
 def standardize(
     model, data, # of `encode`
@@ -335,7 +336,7 @@ def compress(
         if kept and i + 1 < len(stages):
             keep_stages(model, totals, done)
             shutil.rmtree(folder, ignore_errors=True)
-    bake(model, attached)
+    bake(model, [*always, *attached])
     return {k: sum(t[k] for t in totals) for k in ("train_seconds", "steps")} | dict(examples_per_second=_mean_speed(totals))
 
 # %% ../nbs/09_train.ipynb #45994708

@@ -79,7 +79,7 @@ def stale_readme(root=ROOT):
     return [] if now == readme(root/"nbs/index.ipynb") else ["README.md"]
 
 
-RESULTS = ("table1", "figure1", "findings") # they read committed rows only, and write figures and tables
+RESULTS = ("table1", "figure1", "findings", "recipe") # they read committed rows only, and write figures and tables
 REMADE = (*RESULTS, "explore") # that one writes nothing
 VIEW = "application/vnd.jupyter.widget-view+json" # of controls that only the kernel knows which made them
 

@@ -139,13 +139,14 @@ def test_a_teacher_and_its_opinion_are_made_once(out):
     watch = lambda module, name: mock.patch.object(sys.modules[f"combcomp.{module}"], name, wraps=getattr(sys.modules[f"combcomp.{module}"], name))
     with watch("grid", "compress") as trained, watch("grid", "encode") as encoded, watch("distill", "predict") as asked, watch("distill", "augment") as augmented:
         grid(todo, out, say=QUIET)
-    assert trained.call_count == 4 and asked.call_count == 2 and encoded.call_count == 2 # a teacher and three students; originals, then copies
+    assert trained.call_count == 4 and asked.call_count == 3 and encoded.call_count == 2 # a teacher and three students; originals, copies, transfer texts
     assert [c.kwargs["copies"] for c in augmented.call_args_list if c.kwargs["copies"]] == [1]
 
 
 def test_the_time_left_is_known_after_a_fifth():
     "On the recorded timings of a grid: at every moment after a fifth of the runs, the time that the others take is foretold within 30%"
     rows = pd.read_csv(Path(__file__).with_name("timings.csv"), dtype=dict(methods=str, teacher=str)).fillna(dict(methods="", teacher=""))
+    rows = rows.assign(recipe="v1", split="validation")
     took = finished(rows)
     todo, seconds = [r for r, _ in took], [s for _, s in took]
     assert todo == ordered(todo) and len(todo) > 80

@@ -1,0 +1,85 @@
+"The training recipe: its versions in ids and tables, held-out data, regressions, and texts that only a teacher labels"
+from dataclasses import fields, replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from combcomp import Run, load_results, run, unpack
+from combcomp.config import RECIPES, Recipe, recipe_of
+from combcomp.grid import model_file
+from combcomp.models import load_tokenizer, predict
+from combcomp.results import load_predictions
+from combcomp.stats import points
+from combcomp.tasks import load_task, task_of
+
+QUIET = lambda *args, **kwargs: None
+FEW = dict(size="l1", limit=64, epochs=1)
+
+
+def test_released_rows_have_the_ids_of_their_fields():
+    "Also those that are older than recipes, which are rows of version 1"
+    table = load_results(own=False)
+    of = lambda row: Run(**{f.name: None if row[f.name] != row[f.name] else row[f.name] for f in fields(Run)})
+    assert [of(r).id for r in table.to_dict("records")] == table["id"].tolist()
+    assert {"v1", "v2"} <= {*table["recipe"]}
+
+
+def test_the_default_of_a_recipe_is_not_a_change_of_it():
+    assert Run(recipe=f"v2(dropout={Recipe().dropout})") == Run() and recipe_of("v1") == RECIPES["v1"]
+    assert Run(recipe="v1").id != Run().id != Run(recipe="v2(dropout=0.5)").id
+    assert Run(recipe="v1").epochs == 3.0 and Run().epochs is None
+
+
+def test_rows_of_two_recipes_are_never_one_curve():
+    row = dict(family="minilm", size="l1", task="wic", methods="", seed=0, score=70.0, mb_paper=5.0)
+    table = pd.DataFrame([dict(row, recipe="v1"), dict(row, recipe="v2", size="l2", mb_paper=9.0)])
+    with pytest.raises(ValueError, match="trained with recipe v1, v2"): points(table)
+
+
+@pytest.mark.parametrize("task", ("accept", "glosssim"))
+def test_held_out_rows_are_of_the_training_set_and_not_trained_on(task):
+    whole, held = load_task(task), load_task(task, split="heldout")
+    rows = lambda split: {tuple(r[t] for t in task_of(task).texts) for r in split}
+    assert (len(held["train"]), len(held["validation"])) == (3200, 800)
+    assert rows(held["train"]) | rows(held["validation"]) == rows(whole["train"])
+    assert not rows(held["train"]) & rows(held["validation"])
+    assert not rows(held["validation"]) & rows(whole["validation"])
+
+
+@pytest.mark.parametrize("task, methods", [("supersense", "kd(transfer=100, augment=0)"), ("glosssim", "kd(transfer=50),mp,qat")])
+def test_texts_that_only_the_teacher_labels_reach_the_student(tmp_path, task, methods):
+    said = []
+    cfg = Run(task=task, methods=methods, **FEW)
+    try: row = run(cfg, tmp_path, say=lambda text, **k: said.append(text))
+    except ValueError as e: pytest.fail(f"the teacher learned nothing: {e}")
+    further = 100 if task == "supersense" else 50
+    assert row["transfer_examples"] == further and row["train_examples"] >= 64 + further
+    assert any(f"the teacher labels {further} transfer texts" in text for text in said)
+    assert any("further texts" in text for text in said)
+
+
+def test_a_compressed_regression_is_what_its_file_says(tmp_path):
+    "Standardised training leaves nothing behind: the packed model predicts what was evaluated"
+    cfg = Run(task="glosssim", methods="mp,qat", **FEW)
+    row = run(cfg, tmp_path, say=QUIET)
+    task, data = task_of("glosssim"), load_task("glosssim")["validation"]
+    predicted, labels = load_predictions(cfg.id, tmp_path)
+    again = predict(unpack(model_file(cfg, tmp_path)), load_tokenizer("minilm", "l1"), data, task.texts)
+    assert np.array_equal(again[:, 0], predicted) and np.allclose(labels, data["label"])
+    assert abs(predicted.mean() - labels.mean()) < 0.2, "it begins at the mean of the labels"
+    assert row["epochs_trained"] == 1 and row["steps"] == 2
+
+
+def test_small_sets_are_passed_over_until_there_are_steps(tmp_path):
+    row = run(Run(size="l1", task="accept", limit=32), tmp_path, say=QUIET)
+    assert row["epochs_trained"] == Recipe().max_epochs and row["steps"] == 20
+    assert row["learning_rate"] == Recipe().rate
+
+
+def test_glue_without_a_limit_has_no_transfer_texts():
+    "And it is said, not an error: everything has a label already"
+    from combcomp.plan import transfer_texts
+    assert transfer_texts(Run(task="rte", methods="kd")) == 0
+    assert transfer_texts(Run(task="rte", methods="kd", limit=1000)) == 2490 - 1000
+    assert replace(Run(methods="kd"), recipe="v1") and transfer_texts(Run(methods="kd", recipe="v1")) == 0
