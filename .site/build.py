@@ -10,7 +10,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-SECTIONS = {"Begin here": ["00_tour", "guide_*"], "Results": ["findings", "table1", "figure1", "speed", "ablations", "explore"],
+SECTIONS = {"Begin here": ["00_tour", "guide_*"], "Results": ["findings", "table1", "figure1", "speed", "ablations", "recipe", "explore"],
             "Running": ["run", "grid"], "Library": ["[0-9][0-9]_*"]} # in this order; a notebook is in the first that fits
 DIRECTIVES = "default_exp .*|exports?|hide|slow|(echo|eval): false" # others would have to be obeyed too: they end the build
 

@@ -47,6 +47,7 @@ def distill_loss(
     kd:KD,
 ): # scalar
     "Teacher and label, mixed by `alpha`"
+    kd = kd.under()
     if student.shape[-1] == 1: soft = F.mse_loss(student.float(), teacher.float())
     else: soft = soft_loss(student, teacher, kd.temperature)
     return kd.alpha*soft + (1 - kd.alpha)*loss
@@ -137,6 +138,7 @@ def unlabelled(
     task,
 ): # a Dataset with the columns of a training set and `copy`, -1
     "Transfer texts as training examples: -100 or NaN for the label, which `label_loss` passes over"
+    if not len(texts): return texts
     none = -100 if task.labels else float("nan")
     return texts.add_column("label", [none]*len(texts)).add_column("copy", [-1]*len(texts))
 
@@ -174,8 +176,9 @@ def taught(
             with lease(folder): # of several processes one asks
                 if not is_there():
                     data = rows()
+                    if not len(data): return data
                     say(f"  the teacher labels {len(data):,} {NAMES[part]}, once; its logits are cached", flush=True)
-                    if len(data): data = with_logits(data, task, teacher(), max_length, every(say, len(data)))
+                    data = with_logits(data, task, teacher(), max_length, every(say, len(data)))
                     keep_dataset(data, folder)
         return load_from_disk(str(folder))
     parts = [labelled("originals", [], lambda: train.add_column("copy", [0]*len(train)))]

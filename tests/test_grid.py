@@ -13,7 +13,8 @@ from test_training import lay, tiny
 
 QUIET = lambda *args, **kwargs: None
 FEW = dict(limit=300, epochs=1)
-TODO = runs(["l1"], ["supersense"], ["", "kd,mp,qat", "mp > qat", "ptq"], limit=144)
+SHORT = "v1(kd_transfer=100)" # few steps for small sets, and few texts for the teacher to label
+TODO = runs(["l1"], ["supersense"], ["", "kd,mp,qat", "mp > qat", "ptq"], limit=144, recipe=SHORT)
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["combcomp.grid", "combcomp.tasks", "test_grid"])
@@ -135,7 +136,7 @@ def test_a_run_that_kills_its_process_fails_and_the_others_are_made(out):
 
 
 def test_a_teacher_and_its_opinion_are_made_once(out):
-    todo = runs(["l1"], ["supersense"], ["kd", "kd,mp", "kd,qat"], limit=160, epochs=0.2)
+    todo = runs(["l1"], ["supersense"], ["kd", "kd,mp", "kd,qat"], limit=160, epochs=0.2, recipe=SHORT)
     watch = lambda module, name: mock.patch.object(sys.modules[f"combcomp.{module}"], name, wraps=getattr(sys.modules[f"combcomp.{module}"], name))
     with watch("grid", "compress") as trained, watch("grid", "encode") as encoded, watch("distill", "predict") as asked, watch("distill", "augment") as augmented:
         grid(todo, out, say=QUIET)

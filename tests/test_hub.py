@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 import combcomp
 from conftest import REPO
 from combcomp import Run, hub, run
-from combcomp.config import parse
+from combcomp.config import parse, stages_of
 from combcomp.pack import CorruptFile, inspect, pack, unpack
 from combcomp.results import load_results
 from combcomp.stats import KEYS, interval, replicate
@@ -161,7 +161,7 @@ def unfounded(card, rows, extra=()):
     card = re.sub(r"```.*?```", "", card, flags=re.DOTALL)
     text = re.sub(r"`([^`]+)`", lambda m: "" if m[1] in words else m[1], card)
     known = {w for r in rows for v in r.values() if isinstance(v, (int, float)) and not isinstance(v, bool) for w in ways(v)}
-    known |= {w for s in parse(rows[0]["methods"]) for m in s for v in dataclasses.asdict(m).values() if isinstance(v, (int, float)) for w in ways(v)}
+    known |= {w for s in stages_of(Run(methods=rows[0]["methods"], recipe=rows[0]["recipe"])) for m in s for v in dataclasses.asdict(m).values() if isinstance(v, (int, float)) for w in ways(v)}
     text = re.sub(r"MiniLM-L6-v2|-l\d-|\bl\d\b|f1\b", "", text) # names
     return [n for n in re.findall(NUMBER, text) if n not in known | {*extra} | {n.replace(",", "") for n in extra}]
 
@@ -176,9 +176,9 @@ def released(tmp_path_factory):
 
 def test_every_number_of_a_card_is_in_the_rows(released):
     results = load_results(released)
-    mine = results.query("size == 'l2' and task == 'supersense' and methods == 'kd,mp,qat' and limit != limit and batch_size == 32")
+    mine = results.query("size == 'l2' and task == 'supersense' and methods == 'kd,mp,qat' and limit != limit and batch_size == 32 and recipe == 'v1'")
     row = mine.iloc[0].to_dict()
-    plain = results.query("size == 'l2' and task == 'supersense' and methods == '' and limit != limit and batch_size == 32 and seed == 0").iloc[0].to_dict()
+    plain = results.query("size == 'l2' and task == 'supersense' and methods == '' and limit != limit and batch_size == 32 and recipe == 'v1' and seed == 0").iloc[0].to_dict()
     card = combcomp.hub.card(row, released)
     of_one, of_all = (interval(replicate(t, released).to_numpy()[0]) for t in (mine[:1], mine))
     scores, sizes = (tables(card[card.index(h):card.index("\n## ", card.index(h) + 1)]) for h in ("## Scores", "## Sizes"))
@@ -197,7 +197,7 @@ def test_every_number_of_a_card_is_in_the_rows(released):
 
 def test_intervals(released, tmp_path):
     results = load_results(released)
-    mine = results.query("size == 'l2' and task == 'supersense' and methods == 'qat' and limit != limit and batch_size == 32")
+    mine = results.query("size == 'l2' and task == 'supersense' and methods == 'qat' and limit != limit and batch_size == 32 and recipe == 'v1'")
     row, draws = mine.iloc[0].to_dict(), replicate(mine, released, n=200)
     line = tables(combcomp.hub.card(row, released, draws=draws))[f"models made like it, mean of {len(mine)} seeds"]
     assert line[1] == "{:.1f} to {:.1f}".format(*interval(draws.to_numpy()[0])), "draws that are given are used"

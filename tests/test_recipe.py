@@ -11,10 +11,16 @@ from combcomp.grid import model_file
 from combcomp.models import load_tokenizer, predict
 from combcomp.results import load_predictions
 from combcomp.stats import points
-from combcomp.tasks import load_task, task_of
+from combcomp.tasks import load_task, task_of, wordnet
 
 QUIET = lambda *args, **kwargs: None
 FEW = dict(size="l1", limit=64, epochs=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def dictionary():
+    "WordNet from the project's own cache: that of a test is gone after it"
+    wordnet()
 
 
 def test_released_rows_have_the_ids_of_their_fields():
