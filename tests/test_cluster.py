@@ -35,7 +35,7 @@ def test_ray_on_machines_that_do_not_share_a_folder(ray, out):
 
 def test_ray_survives_a_killed_worker(ray, tmp_path, out):
     "The worker is killed between two checkpoints of a run, and the run's model is that of one that was never killed"
-    todo, killed, over = runs(["l1"], ["supersense"], ["", "mp > qat"], limit=200), [], threading.Event()
+    todo, killed, over = runs(["l1"], ["supersense"], ["", "mp > qat"], limit=200, recipe="v1"), [], threading.Event()
     def death():
         while not killed and not over.is_set():
             workers = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[0].startswith("ray::combcomp")]

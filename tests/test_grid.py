@@ -114,7 +114,7 @@ def test_a_failed_run_is_told_and_can_be_tried_again(tmp_path, out):
 
 
 def test_what_needs_a_failed_teacher_is_blocked(out):
-    todo = [Run(size="l1", task="accept", methods=m, limit=32, batch_size=16, lr=1e-9) for m in ("kd", "kd,ptq")]
+    todo = [Run(size="l1", task="accept", methods=m, limit=32, batch_size=16, recipe="v1(rate=1e-9)") for m in ("kd", "kd,ptq")]
     with pytest.raises(GridFailed, match="what it needs failed"): grid(todo, out, say=QUIET)
     assert status(ordered(todo), out)["state"].tolist() == ["done", "failed", "blocked"]
 
