@@ -235,7 +235,7 @@ class Recipe:
     warmup: float = 0.1 # share of the steps in which the rate rises; after them it falls linearly to 0
     weight_decay: float = 0.01 # of AdamW
     dropout: float = 0.1 # of states and attention, in training
-    average: float = 0.0 # share of the last steps over which the weights are averaged
+    average: float = 0.0 # share of the last steps whose weights are averaged; interrupted, such a run begins anew
     standardize: bool = True # learn a regression in units of its labels' spread, beginning at their mean?
     epochs: float = 3.0 # passes over the training set, at least
     min_steps: int = 400 # small sets are passed over more often, until there are so many steps,

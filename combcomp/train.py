@@ -88,7 +88,8 @@ def used_rows(
     try: yield
     finally:
         hook.remove()
-        with torch.no_grad(): whole[rows.to(whole.device)] = table.weight.to(whole.device)
+        whole.data = whole.data.to(table.weight.device) # where the training has moved the model
+        with torch.no_grad(): whole[rows.to(whole.device)] = table.weight
         table.weight, table.num_embeddings, table.padding_idx = whole, count, padding
 
 # %% ../nbs/09_train.ipynb #b0000003
@@ -260,8 +261,9 @@ def fit(
     "Train a model in place; FloatingPointError when the loss is no longer a number"
     with ExitStack() as stack:
         place = folder or stack.enter_context(tempfile.TemporaryDirectory())
-        begun, noted = newest_checkpoint(place)
-        saver = Saver(checkpoint if folder else math.inf, noted)
+        resumable = folder and not recipe.average # a running mean is in no checkpoint
+        begun, noted = newest_checkpoint(place) if resumable else (None, {})
+        saver = Saver(checkpoint if resumable else math.inf, noted)
         args = arguments(place, seed, epochs, batch_size, lr, recipe, **tracking(report_to, name))
         stack.enter_context(dropout(model, recipe.dropout))
         if recipe.used_rows: stack.enter_context(used_rows(model, data, tokenizer.pad_token_id))
