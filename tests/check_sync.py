@@ -79,8 +79,9 @@ def stale_readme(root=ROOT):
     return [] if now == readme(root/"nbs/index.ipynb") else ["README.md"]
 
 
-RESULTS = ("table1", "figure1", "findings", "recipe") # they read committed rows only, and write figures and tables
-REMADE = (*RESULTS, "explore") # that one writes nothing
+RESULTS = ("table1", "figure1", "findings") # they read committed rows of one study only, and write figures and tables
+WRITE = (*RESULTS, "recipe") # that one reads the trials of the recipe
+REMADE = (*WRITE, "explore") # that one writes nothing
 VIEW = "application/vnd.jupyter.widget-view+json" # of controls that only the kernel knows which made them
 
 
@@ -91,7 +92,7 @@ def executed(name, into=None, root=ROOT):
     notebook = nbformat.read(root/"nbs"/f"{name}.ipynb", as_version=4)
     (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     source = cell.source
-    if into and name in RESULTS: cell.source += f"\ninto = {str(into)!r}"
+    if into and name in WRITE: cell.source += f"\ninto = {str(into)!r}"
     NotebookClient(notebook, timeout=900, kernel_name="python3", store_widget_state=False, resources={"metadata": {"path": str(root/"nbs")}}).execute()
     cell.source = source
     for output in (o for c in notebook.cells for o in c.get("outputs", [])): output.get("data", {}).pop(VIEW, None)
