@@ -12,7 +12,6 @@ import hashlib, itertools, json, os, shutil, tempfile, time
 from pathlib import Path
 
 import numpy as np
-from datasets import Features, Value
 import torch
 from torch.nn import functional as F
 
@@ -149,6 +148,7 @@ def with_logits(
     max_length:int=128, progress=None, # as for `predict`
 ): # a Dataset with a column `teacher`
     "What the teacher says to every text"
+    from datasets import Features, Value
     logits = predict(*teacher, data, task.texts, max_length=max_length, bf16=True, progress=progress)
     data = data.add_column("teacher", [row.tolist() for row in logits])
     kinds = dict(label=Value("int64" if task.labels else "float32"), idx=Value("int64"), copy=Value("int64"))

@@ -450,12 +450,13 @@ def weigh(
     name:str, # full, as from `resolve`, or not
 ) -> dict: # train, validation (examples), tokens (of a text or pair, about), changed (share of copies, about), transfer
     "What the data of a file weigh, as `combcomp.plan` counts it"
-    splits, _ = _split(name := resolve(name), *_files(name)[:2])
+    files = _files(name := resolve(name))
+    splits, _ = _split(name, *files[:2])
     texts, labels = splits["train"]
     words = np.mean([sum(len(t.split()) for t in row) for row in zip(*(t[:1000] for t in texts))])
     return dict(train=len(labels), validation=len(splits["validation"][1]), tokens=1.3*words + 3,
                 changed=0.0 if "language=other" in name else 0.3,
-                transfer=len(own_unlabelled(name)) if "unlabelled=" in name or "missing=transfer" in name else 0)
+                transfer=len(_unlabelled(name, *files)))
 
 # %% ../nbs/21_own.ipynb #80e746de
 def own(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .config import FAMILIES, KD, MP, PTQ, QAT, SUBSETS, Run, canonical, parse, recipe_of, stages_of, teacher_run
 from .models import BERT, encoder_parameters, recipe_epochs
+from .tasks import held_out_rows
 
 # %% ../nbs/18_plan.ipynb #3c22d2a7
 def before_rounding(cfg:Run): # a `Run`, or None for a run without ptq
@@ -94,7 +95,7 @@ def forward_flops(
 def training_rows(cfg:Run) -> float: # rows
     "The training set before `limit`, and without what `split` holds out"
     rows = data_of(cfg.task)["train"]
-    return rows - min(1000, rows//5) if cfg.split == "heldout" else rows
+    return rows - held_out_rows(rows) if cfg.split == "heldout" else rows
 
 def labelled(cfg:Run) -> float: # rows
     "Training examples with a label"

@@ -15,8 +15,8 @@ import numpy as np, pandas as pd, torch
 from .config import number, parse, reject
 from .export import Exported, instructions, load_exported
 from .methods import total_loss
-from .models import load_model
-from .train import attach, bf16_is_native, build
+from .models import bf16_is_native, load_model
+from .train import attach, build
 
 # %% ../nbs/13_speed.ipynb #31f41a09
 def paired(

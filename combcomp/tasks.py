@@ -16,8 +16,8 @@ from .config import FILE, GLUE, WORDNET, lease, number, outputs_dir, reject, sho
 
 # %% auto #0
 __all__ = ['TASKS', 'CATEGORIES', 'SIZES', 'FINGERPRINTS', 'TRANSFER', 'TRANSFER_FINGERPRINTS', 'Task', 'task_of', 'headline_of',
-           'metrics', 'score', 'majority', 'online', 'hub', 'wordnet', 'fingerprint', 'hold_out', 'load_task',
-           'transfer_set', 'transfer_note']
+           'metrics', 'score', 'majority', 'online', 'hub', 'wordnet', 'fingerprint', 'held_out_rows', 'hold_out',
+           'load_task', 'transfer_set', 'transfer_note']
 
 # %% ../nbs/02_tasks.ipynb #bf2609c3
 @dataclass(frozen=True)
@@ -546,12 +546,16 @@ def _cut(task, train, limit):
     order, n = _order(train["label"], not task.labels), max(0, limit)
     return train.select(order[:n]), train.select(order[n:])
 
+def held_out_rows(rows:int) -> int: # of a training set with that many
+    "How many rows `hold_out` takes away: a fifth, at most 1,000"
+    return min(1000, rows//5)
+
 def hold_out(
     task:Task, data, # its splits
 ): # a DatasetDict of train and the task's first evaluation split, both of the training set
-    "Put the last fifth of the training set, at most 1,000 rows, in the place of the evaluation splits"
+    "Put the last `held_out_rows` of the training set in the place of the evaluation splits"
     order = _order(data["train"]["label"], not task.labels)
-    n = len(order) - min(1000, len(order)//5)
+    n = len(order) - held_out_rows(len(order))
     return type(data)({"train": data["train"].select(order[:n]), task.evals[0]: data["train"].select(order[n:])})
 
 def load_task(

@@ -9,7 +9,7 @@ __all__ = ['WHOLE', 'PLAIN', 'encode', 'arguments', 'dropout', 'used_rows', 'Aff
 
 # %% ../nbs/09_train.ipynb #c17764c7
 import json, math, re, shutil, tempfile, time
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -236,7 +236,7 @@ class Saver(TrainerCallback):
         self.last = time.perf_counter()
 
 # %% ../nbs/09_train.ipynb #10fb20c2
-def _trainer(model, tokenizer, data, methods, args, callbacks, recipe=Recipe()):
+def _trainer(model, tokenizer, data, methods, args, callbacks, recipe):
     "A Trainer without the callbacks that print"
     trainer = Composed(model, args, DataCollatorWithPadding(tokenizer), data, callbacks=callbacks)
     trainer.remove_callback(PrinterCallback)

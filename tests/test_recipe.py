@@ -1,5 +1,5 @@
 "The training recipe: its versions in ids and tables, held-out data, regressions, and texts that only a teacher labels"
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import numpy as np
 import pandas as pd
@@ -57,8 +57,7 @@ def test_held_out_rows_are_of_the_training_set_and_not_trained_on(task):
 def test_texts_that_only_the_teacher_labels_reach_the_student(tmp_path, task, methods):
     said = []
     cfg = Run(task=task, methods=methods, **FEW)
-    try: row = run(cfg, tmp_path, say=lambda text, **k: said.append(text))
-    except ValueError as e: pytest.fail(f"the teacher learned nothing: {e}")
+    row = run(cfg, tmp_path, say=lambda text, **k: said.append(text))
     further = 100 if task == "supersense" else 50
     assert row["transfer_examples"] == further and row["train_examples"] >= 64 + further
     assert any(f"the teacher labels {further} transfer texts" in text for text in said)
@@ -88,4 +87,4 @@ def test_glue_without_a_limit_has_no_transfer_texts():
     from combcomp.plan import transfer_texts
     assert transfer_texts(Run(task="rte", methods="kd")) == 0
     assert transfer_texts(Run(task="rte", methods="kd", limit=1000)) == 2490 - 1000
-    assert replace(Run(methods="kd"), recipe="v1") and transfer_texts(Run(methods="kd", recipe="v1")) == 0
+    assert transfer_texts(Run(methods="kd", recipe="v1")) == 0
