@@ -54,7 +54,7 @@ def shared():
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
     "The dictionary and a task, built once"
-    from combcomp.tasks import load_task
+    from combcomp.data.loading import load_task
     folder = tmp_path_factory.mktemp("cache")
     load_task("supersense", cache=folder); load_task("accept", cache=folder)
     return folder

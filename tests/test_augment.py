@@ -5,12 +5,12 @@ from hypothesis import example, given, settings, strategies as st
 
 pytest.importorskip("nlpaug")
 datasets = pytest.importorskip("datasets")
-from combcomp.tasks import wordnet
+from combcomp.data.wordnet import wordnet
 
 try: wordnet()
 except Exception as e: pytest.skip(f"no WordNet here: {e}", allow_module_level=True)
 
-from combcomp.augment import augment, augment_text, inflect, replacements, shared_words, synonyms
+from combcomp.data.augmentation import augment, augment_text, inflect, replacements, shared_words, synonyms
 
 TEXTS = ["The teacher quickly chose a huge movie about the U.S. , it 's said.", "She began a story, and the doctor's car stopped.",
          "Usually \"animals\" like this film; cars don't.", "An idea, a thought.", "42 ?!", "", "The student bought a car in the city (rapidly)."]
@@ -23,7 +23,7 @@ def rows(n=40):
 
 CODE = """
 import json, sys
-from combcomp.augment import augment_text
+from combcomp.data.augmentation import augment_text
 print(json.dumps([augment_text(t, 0.5, f"0:{i}:1") for i, t in enumerate(json.loads(sys.argv[1]))]))
 """
 

@@ -7,7 +7,7 @@ from inspect import Parameter
 import papermill, pytest
 
 from combcomp import Run, __version__, cli
-from combcomp.results import read_failure, read_row, summary
+from combcomp.study.store import read_failure, read_row, summary
 from conftest import REPO
 
 SMALL = dict(size="l1", task="accept", limit=64, epochs=1.0)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import psutil, pytest
 
-from combcomp.grid import grid, model_file, run, runs
-from combcomp.results import read_row
+from combcomp.study.runner import model_file, run
+from combcomp.study.sweep import grid, runs
+from combcomp.study.store import read_row
 
 QUIET = lambda *args, **kwargs: None
 FEW = dict(limit=300, epochs=1)
@@ -24,12 +25,12 @@ def test_ray_on_machines_that_do_not_share_a_folder(ray, out):
     todo = runs(["l1"], ["accept"], ["qat", "ptq"], **FEW)
     said, places = [], lambda: {*Path(tempfile.gettempdir()).glob("combcomp-grid-*")}
     before, seen = places(), []
-    def say(text, **kwargs): said.append(text); seen.extend(places() - before)
-    table = grid(todo, out, engine="ray", say=say, seen_as="/not/a/folder/of/this/machine")
+    def log(text, **kwargs): said.append(text); seen.extend(places() - before)
+    table = grid(todo, out, engine="ray", log=log, seen_as="/not/a/folder/of/this/machine")
     assert len([t for t in said if t.startswith("[")]) == 3, said
     assert table["id"].tolist() == [c.id for c in todo] and not (out/"leases").exists()
     assert seen and not any(p.exists() for p in seen), "the workers' folder was there, and is gone"
-    alone = run(todo[0], out/"alone", say=QUIET)
+    alone = run(todo[0], out/"alone", log=QUIET)
     assert model_file(todo[0], out).read_bytes() == model_file(todo[0], out/"alone").read_bytes() and alone["score"] == table["score"][0]
 
 
@@ -42,9 +43,9 @@ def test_ray_survives_a_killed_worker(ray, tmp_path, out):
             if workers and [*(out/"cache"/"unfinished").rglob("whole.json")]: workers[0].kill(); killed.append(workers[0].pid)
             time.sleep(0.2)
     threading.Thread(target=death, daemon=True).start()
-    try: table = grid(todo, out, engine="ray", say=QUIET, checkpoint=1.0)
+    try: table = grid(todo, out, engine="ray", log=QUIET, checkpoint=1.0)
     finally: over.set()
     assert killed and table["id"].tolist() == [c.id for c in todo]
     for cfg in todo:
-        alone = run(cfg, tmp_path/"alone", say=QUIET)
+        alone = run(cfg, tmp_path/"alone", log=QUIET)
         assert alone["score"] == read_row(cfg.id, out)["score"] and model_file(cfg, out).read_bytes() == model_file(cfg, tmp_path/"alone").read_bytes()

@@ -2,7 +2,7 @@
 import pytest
 from hypothesis import given, strategies as st
 
-from combcomp.config import KD, MP, PTQ, QAT, Run, canonical, parse
+from combcomp.spec import KD, MP, PTQ, QAT, Run, canonical, parse
 
 share = lambda **k: st.floats(0, 1, allow_nan=False, **k)
 kd = st.builds(KD, temperature=st.floats(0.01, 100), alpha=share(), augment=st.integers(0, 20), words=share())

@@ -134,7 +134,7 @@ def test_names_of_the_package_are_shown_to_its_users():
 
 
 def test_used_is_strict():
-    cells = ["from combcomp.pack import pack, unpack\nfrom os import path", "def f(): g()\nA = B = 1\nprint(A)", "pack(B, f); path"]
+    cells = ["from combcomp.ship.packed_file import pack, unpack\nfrom os import path", "def f(): g()\nA = B = 1\nprint(A)", "pack(B, f); path"]
     assert used(cells) == {"pack", "f", "B"}
 
 

@@ -4,16 +4,17 @@ import json
 import numpy as np, pytest, torch, transformers
 
 from combcomp import bench, export, load_exported, pack, unpack
-from combcomp.config import SUBSETS, parse
-from combcomp.methods import bake, linears
-from combcomp.models import load_model, load_tokenizer, predict
-from combcomp.quantize import QLinear, Quantize
-from combcomp.speed import tokens
-from combcomp.tasks import TASKS, load_task
-from combcomp.train import compress, encode
+from combcomp.spec import SUBSETS, parse
+from combcomp.compress.methods import convert, linears
+from combcomp.models.encoders import load_model, load_tokenizer, predict
+from combcomp.compress.quantization import QLinear, Quantize
+from combcomp.ship.latency import tokens
+from combcomp.data.tasks import TASKS
+from combcomp.data.loading import load_task
+from combcomp.compress.training import compress, encode
 
 onnx, ort, ov = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime"), pytest.importorskip("openvino")
-from combcomp.export import FILES, ParityError, load_about, onnx_model
+from combcomp.ship.runtimes import FILES, ParityError, load_about, onnx_model
 
 transformers.logging.set_verbosity_error(); transformers.logging.disable_progress_bar()
 QUIET = lambda *a, **k: None
@@ -34,7 +35,7 @@ def trained(tmp_path_factory, tok):
         data = load_task(name, limit=96, cache=cache)
         logits = np.random.default_rng(0).normal(size=(96, len(task.labels or (0,)))).tolist()
         train = encode(data["train"].add_column("teacher", logits), tok, task.texts)
-        compress(model, tok, train, parse(methods), say=QUIET, epochs=2, batch_size=16, lr=3e-4)
+        compress(model, tok, train, parse(methods), log=QUIET, epochs=2, batch_size=16, lr=3e-4)
         made[methods, name] = model, data["validation"].select(range(300))
         return made[methods, name]
     return get
@@ -99,11 +100,11 @@ def test_any_batch_and_length(runtime, trained, tok, tmp_path):
 @pytest.mark.parametrize("methods", ["qat(bits=4)", "qat(bits=8, activations=None)", "qat(bits=16, activations=16, embeddings=16)", "qat(bits=16, activations=8, embeddings=8)"])
 def test_other_bits(methods, runtime, tok, tmp_path):
     model = load_model("minilm", "l1", TASKS["accept"].labels)
-    quantize = Quantize(parse(methods)[0][0]); quantize.attach(model)
+    quantize = Quantize(parse(methods)[0][0]); quantize.prepare(model)
     texts = ["the dog sat", "it sat on the small mat near me"]*4
     batch = tok(texts, padding=True, return_tensors="pt")
     with torch.no_grad(): model.train()(**batch)
-    bake(model, [quantize])
+    convert(model, [quantize])
     with torch.no_grad(): want = model(**batch).logits.numpy()
     about = export(model, tmp_path/"m", runtime, tokenizer=tok, data=False)
     assert about["int8_layers"] == (8 if methods == "qat(bits=4)" else 0) and about["mb_onnx"] < (0.27 if "bits=16" not in methods else 0.52)*model.num_parameters()*4/1e6
@@ -185,7 +186,7 @@ def test_reading_needs_no_torch(trained, tok, tmp_path, run_py):
 def test_a_missing_runtime_names_the_extra(trained, tok, tmp_path, run_py):
     code = """
 import sys; sys.modules['openvino'] = None
-from combcomp.export import _need
+from combcomp.ship.runtimes import _need
 try: _need('openvino')
 except ImportError as e: print(e)
 """

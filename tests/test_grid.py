@@ -6,9 +6,10 @@ from unittest import mock
 import pandas as pd, pytest
 
 from combcomp import Run
-from combcomp.grid import GridFailed, _work, grid, hush, run, runs, status
-from combcomp.plan import estimate, finished, ordered, remaining
-from combcomp.results import read_failure, read_row
+from combcomp.study.runner import hush, run
+from combcomp.study.sweep import GridFailed, _work, grid, runs, status
+from combcomp.study.schedule import estimate, finished, ordered, remaining
+from combcomp.study.store import read_failure, read_row
 from test_training import lay, tiny
 
 QUIET = lambda *args, **kwargs: None
@@ -17,18 +18,18 @@ SHORT = "v1(kd_transfer=100)" # few steps for small sets, and few texts for the 
 TODO = runs(["l1"], ["supersense"], ["", "kd,mp,qat", "mp > qat", "ptq"], limit=144, recipe=SHORT)
 
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["combcomp.grid", "combcomp.tasks", "test_grid"])
+processes.set_forkserver_preload(["combcomp.study.sweep", "combcomp.data.loading", "test_grid"])
 
 
-def work(folder, log=None, lease=None, todo=TODO, checkpoint=1.0):
+def work(folder, begun=None, lease=None, todo=TODO, checkpoint=1.0):
     "What a process does: the grid, a line in a file for each run that it begins"
-    import combcomp.config, torch
+    import combcomp.basics, torch
     torch.set_num_threads(1); hush(); todo = ordered(todo)
-    if lease: combcomp.config.LEASE = lease
-    def say(text, **kwargs):
-        if log and text.startswith("minilm") and text.endswith("seed 0"):
-            with open(log, "a") as f: f.write(f"{os.getpid()} {text}\n")
-    _work(todo, folder, say, QUIET, checkpoint=checkpoint)
+    if lease: combcomp.basics.LEASE = lease
+    def log(text, **kwargs):
+        if begun and text.startswith("minilm") and text.endswith("seed 0"):
+            with open(begun, "a") as f: f.write(f"{os.getpid()} {text}\n")
+    _work(todo, folder, log, QUIET, checkpoint=checkpoint)
 
 
 def begin(*args, **kwargs):
@@ -103,19 +104,19 @@ def test_a_failed_run_is_told_and_can_be_tried_again(tmp_path, out):
     (tmp_path/"mine").mkdir()
     good, bad = Run(size="l1", task="accept", **FEW), Run(family=str(tmp_path/"mine"), size="l1", task="accept", **FEW)
     said = []
-    with pytest.raises(GridFailed, match="1 of 2 runs were not made") as told: grid([bad, good], out, say=lambda t, **k: said.append(t))
+    with pytest.raises(GridFailed, match="1 of 2 runs were not made") as told: grid([bad, good], out, log=lambda t, **k: said.append(t))
     record = read_failure(bad.id, out)
     assert record["error"] in str(told.value) and "Traceback" in record["traceback"] and any("FAILED" in t for t in said)
     assert read_row(good.id, out) and read_row(bad.id, out) is None
     lay(tmp_path/"mine", tiny(num_labels=2))
-    with pytest.raises(GridFailed): grid([bad, good], out, say=QUIET)
-    assert grid([bad, good], out, say=QUIET, retry_failed=True)["id"].tolist() == [bad.id, good.id]
+    with pytest.raises(GridFailed): grid([bad, good], out, log=QUIET)
+    assert grid([bad, good], out, log=QUIET, retry_failed=True)["id"].tolist() == [bad.id, good.id]
     assert read_failure(bad.id, out) is None
 
 
 def test_what_needs_a_failed_teacher_is_blocked(out):
     todo = [Run(size="l1", task="accept", methods=m, limit=32, batch_size=16, recipe="v1(rate=1e-9)") for m in ("kd", "kd,ptq")]
-    with pytest.raises(GridFailed, match="what it needs failed"): grid(todo, out, say=QUIET)
+    with pytest.raises(GridFailed, match="what it needs failed"): grid(todo, out, log=QUIET)
     assert status(ordered(todo), out)["state"].tolist() == ["done", "failed", "blocked"]
 
 
@@ -129,7 +130,7 @@ def test_a_run_that_kills_its_process_fails_and_the_others_are_made(out):
             if pid and pid != os.getpid() and pid not in victims: victims.add(pid); os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
     threading.Thread(target=death, daemon=True).start()
-    try: table = grid(todo, out, workers=2, check=False, say=QUIET)
+    try: table = grid(todo, out, workers=2, check=False, log=QUIET)
     finally: over.set()
     assert table["id"].tolist() == [c.id for c in others] and len(victims) >= 2
     assert status(todo, out)["state"].tolist() == ["failed", "done", "done"] and "2 processes died" in read_failure(deadly.id, out)["message"]
@@ -139,7 +140,7 @@ def test_a_teacher_and_its_opinion_are_made_once(out):
     todo = runs(["l1"], ["supersense"], ["kd", "kd,mp", "kd,qat"], limit=160, epochs=0.2, recipe=SHORT)
     watch = lambda module, name: mock.patch.object(sys.modules[f"combcomp.{module}"], name, wraps=getattr(sys.modules[f"combcomp.{module}"], name))
     with watch("grid", "compress") as trained, watch("grid", "encode") as encoded, watch("distill", "predict") as asked, watch("distill", "augment") as augmented:
-        grid(todo, out, say=QUIET)
+        grid(todo, out, log=QUIET)
     assert trained.call_count == 4 and asked.call_count == 3 and encoded.call_count == 2 # a teacher and three students; originals, copies, transfer texts
     assert [c.kwargs["copies"] for c in augmented.call_args_list if c.kwargs["copies"]] == [1]
 
@@ -159,7 +160,7 @@ def test_the_time_left_is_known_after_a_fifth():
 
 def test_a_tracker_gets_the_loss_under_the_name_of_the_methods(out):
     pytest.importorskip("tensorboardX")
-    run(Run(size="l1", task="accept", methods="qat,mp", **FEW), out, say=QUIET, report_to="tensorboard")
+    run(Run(size="l1", task="accept", methods="qat,mp", **FEW), out, log=QUIET, report_to="tensorboard")
     (events,) = (out/"trackers").rglob("events*")
     assert events.parent.name == "mp,qat" and b"train/loss" in events.read_bytes()
-    with pytest.raises(ImportError, match="pip install"): run(Run(size="l1", task="accept", **FEW), out, say=QUIET, report_to="wandb")
+    with pytest.raises(ImportError, match="pip install"): run(Run(size="l1", task="accept", **FEW), out, log=QUIET, report_to="wandb")

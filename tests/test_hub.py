@@ -8,10 +8,11 @@ from hypothesis import given, settings, strategies as st
 import combcomp
 from conftest import REPO
 from combcomp import Run, hub, run
-from combcomp.config import parse, stages_of
-from combcomp.pack import CorruptFile, inspect, pack, unpack
-from combcomp.results import load_results
-from combcomp.stats import KEYS, interval, replicate
+from combcomp.spec import parse, stages_of
+from combcomp.ship.packed_file import CorruptFile, inspect, pack, unpack
+from combcomp.study.store import load_results
+from combcomp.study.reductions import KEYS, interval
+from combcomp.study.bootstrap import bootstrap_scores
 
 transformers.logging.set_verbosity_error(); transformers.logging.disable_progress_bar()
 CFG = Run(size="l1", task="accept", methods="mp,qat", limit=64, epochs=1)
@@ -23,7 +24,7 @@ def out(tmp_path_factory, cache):
     "An outputs folder with one run"
     folder = tmp_path_factory.mktemp("hub")/"out"
     shutil.copytree(cache, folder/"cache")
-    run(CFG, folder, say=lambda *a, **k: None)
+    run(CFG, folder, log=lambda *a, **k: None)
     return folder
 
 
@@ -79,7 +80,7 @@ def test_transformers_alone_does_not_read_it(saved):
 
 
 def test_a_regression_answers_with_numbers(tmp_path):
-    from combcomp.models import load_model, load_tokenizer
+    from combcomp.models.encoders import load_model, load_tokenizer
     pack(load_model("minilm", "l1", None).eval(), tmp_path/"model.safetensors")
     load_tokenizer("minilm", "l1").save_pretrained(tmp_path)
     (answer,) = (loaded := combcomp.load(tmp_path)).predict([("one gloss", "another")])
@@ -121,7 +122,7 @@ OWN = "file:{}/reviews.csv?text=review&label=stars&validation={}%2Fheld_out.csv#
 def test_no_folder_leaves_the_machine(packed, row, tmp_path):
     "A task, a family and a teacher in folders of somebody: their names are in no file that is saved, not even inside the model"
     secret = tmp_path/"private-folder"
-    from combcomp.models import source
+    from combcomp.models.encoders import source
     family = shutil.copytree(source("minilm", "l1"), secret/"my-bert")
     settings = json.loads((family/"tokenizer_config.json").read_text())
     (family/"tokenizer_config.json").write_text(json.dumps(settings | dict(name_or_path=str(family), special_tokens_map_file=str(family/"special_tokens_map.json"))))
@@ -179,8 +180,8 @@ def test_every_number_of_a_card_is_in_the_rows(released):
     mine = results.query("size == 'l2' and task == 'supersense' and methods == 'kd,mp,qat' and limit != limit and batch_size == 32 and recipe == 'v1'")
     row = mine.iloc[0].to_dict()
     plain = results.query("size == 'l2' and task == 'supersense' and methods == '' and limit != limit and batch_size == 32 and recipe == 'v1' and seed == 0").iloc[0].to_dict()
-    card = combcomp.hub.card(row, released)
-    of_one, of_all = (interval(replicate(t, released).to_numpy()[0]) for t in (mine[:1], mine))
+    card = combcomp.share.model_card.card(row, released)
+    of_one, of_all = (interval(bootstrap_scores(t, released).to_numpy()[0]) for t in (mine[:1], mine))
     scores, sizes = (tables(card[card.index(h):card.index("\n## ", card.index(h) + 1)]) for h in ("## Scores", "## Sizes"))
     assert scores["this model"] == [f"{row['score']:.1f}", "{:.1f} to {:.1f}".format(*of_one)]
     assert scores[f"models made like it, mean of {len(mine)} seeds"] == [f"{mine['score'].mean():.1f}", "{:.1f} to {:.1f}".format(*of_all)]
@@ -198,11 +199,11 @@ def test_every_number_of_a_card_is_in_the_rows(released):
 def test_intervals(released, tmp_path):
     results = load_results(released)
     mine = results.query("size == 'l2' and task == 'supersense' and methods == 'qat' and limit != limit and batch_size == 32 and recipe == 'v1'")
-    row, draws = mine.iloc[0].to_dict(), replicate(mine, released, n=200)
-    line = tables(combcomp.hub.card(row, released, draws=draws))[f"models made like it, mean of {len(mine)} seeds"]
+    row, draws = mine.iloc[0].to_dict(), bootstrap_scores(mine, released, n=200)
+    line = tables(combcomp.share.model_card.card(row, released, draws=draws))[f"models made like it, mean of {len(mine)} seeds"]
     assert line[1] == "{:.1f} to {:.1f}".format(*interval(draws.to_numpy()[0])), "draws that are given are used"
-    with pytest.raises(ValueError, match="the draws have none for minilm, supersense, l2, qat"): combcomp.hub.card(row, released, draws=replicate(results.query("task == 'accept' and methods == 'qat' and size == 'l2' and limit != limit"), released, n=9))
-    alone = combcomp.hub.card(row, tmp_path)
+    with pytest.raises(ValueError, match="the draws have none for minilm, supersense, l2, qat"): combcomp.share.model_card.card(row, released, draws=bootstrap_scores(results.query("task == 'accept' and methods == 'qat' and size == 'l2' and limit != limit"), released, n=9))
+    alone = combcomp.share.model_card.card(row, tmp_path)
     assert "There is no interval" in alone and " to " not in alone.split("## Scores")[1].split("Score is")[0] and "uncompressed" not in tables(alone)
 
 
@@ -211,7 +212,7 @@ def test_cards_of_released_rows(released):
     results = load_results(released)
     kinds = results.assign(kind=results["methods"].str.replace(r"\(.*?\)", "", regex=True))
     for _, row in pd.concat([kinds.drop_duplicates("task"), kinds.drop_duplicates("kind")]).iterrows():
-        data, text = metadata(card := combcomp.hub.card(row.to_dict(), released)), card.split("## Limits")[1]
+        data, text = metadata(card := combcomp.share.model_card.card(row.to_dict(), released)), card.split("## Limits")[1]
         assert (data["license"], data["language"], data["library_name"], data["pipeline_tag"]) == ("apache-2.0", "en", "combcomp", "text-classification")
         assert data["base_model"] == "sentence-transformers/all-MiniLM-L6-v2" and data["model-index"][0]["results"][0]["dataset"]["name"] == row["task"]
         used = {type(m).__name__ for stage in parse(row["methods"]) for m in stage}
@@ -222,10 +223,10 @@ def test_cards_of_released_rows(released):
 
 
 def test_latency_and_no_use(row, tmp_path):
-    fast = combcomp.hub.card(dict(row, score=80.0, mb_onnx=14.5, mb_onnx_noemb=2.5, ms_torch=4.25, ms_onnx=1.5, ms_openvino=None, speed_threads=2, device="a CPU"), tmp_path)
+    fast = combcomp.share.model_card.card(dict(row, score=80.0, mb_onnx=14.5, mb_onnx_noemb=2.5, ms_torch=4.25, ms_onnx=1.5, ms_openvino=None, speed_threads=2, device="a CPU"), tmp_path)
     assert "takes PyTorch 4.25 ms, ONNX Runtime 1.50 ms, 2 thread(s) of `a CPU`" in fast and "OpenVINO " not in fast.split("## Sizes")[1].split("## Limits")[0]
     assert tables(fast)["without embeddings"][-1] == "2.50" and "of no use" not in fast
-    slow = combcomp.hub.card(dict(row, score=row["majority"]), tmp_path)
+    slow = combcomp.share.model_card.card(dict(row, score=row["majority"]), tmp_path)
     assert "of no use" in slow and "Runtime 1" not in slow and "| ONNX |" not in slow
 
 
@@ -242,7 +243,7 @@ def structure(card):
 @pytest.mark.parametrize("words", HOSTILE)
 def test_hostile_words(words, row, tmp_path):
     "Names of files, labels and machines do nothing in Markdown, HTML or YAML"
-    def made(w): return combcomp.hub.card(dict(row, task=f"file:folder/{w}.csv", device=w, commit=w + "x"), tmp_path, labels=[w, "b"], license=w)
+    def made(w): return combcomp.share.model_card.card(dict(row, task=f"file:folder/{w}.csv", device=w, commit=w + "x"), tmp_path, labels=[w, "b"], license=w)
     tags, links = structure(card := made(words))
     assert links == [] and tags == structure(made("plain"))[0] and tags.count("h1") == 1
     data = metadata(card)
@@ -375,7 +376,7 @@ class Asked(BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(parts)
 
-    def say(self, code, value=b"", **headers):
+    def log(self, code, value=b"", **headers):
         data = value if isinstance(value, bytes) else json.dumps(value).encode()
         self.send_response(code)
         for k, v in {"Content-Length": len(data), **{k.replace("_", "-"): v for k, v in headers.items()}}.items(): self.send_header(k, v)

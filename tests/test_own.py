@@ -7,24 +7,26 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from IPython.utils.capture import capture_output
 
-from combcomp.config import Run, portable
-from combcomp.explore import explorer
-from combcomp.export import export, load_exported
-from combcomp.grid import grid, model_file, run, runs
-from combcomp.models import load_tokenizer
-from combcomp.own import (guess_columns, held_back, own, own_data, own_task, own_unlabelled, read_columns,
-                          resolve)
-from combcomp.pack import unpack
-from combcomp.results import load_predictions, load_results, read_row
-from combcomp.stats import study_rows
-from combcomp.tasks import load_task, transfer_note, transfer_set
+from combcomp.spec import Run, portable
+from combcomp.study.explorer import explorer
+from combcomp.ship.runtimes import export, load_exported
+from combcomp.study.runner import model_file, run
+from combcomp.study.sweep import grid, runs
+from combcomp.models.encoders import load_tokenizer
+from combcomp.data.text_files import (
+    guess_columns, held_back, own, own_data, own_task, own_unlabelled, read_columns, resolve,
+)
+from combcomp.ship.packed_file import unpack
+from combcomp.study.store import load_predictions, load_results, read_row
+from combcomp.study.reductions import study_rows
+from combcomp.data.loading import load_task, transfer_note, transfer_set
 
 silent = lambda *a, **k: None
 
 
 def words(n):
     "Rows that are quickly learnt: glosses of persons and of animals"
-    from combcomp.tasks import CATEGORIES
+    from combcomp.data.tasks import CATEGORIES
     data = [(r["gloss"], CATEGORIES[r["label"]]) for r in load_task("supersense", 800)["train"]]
     return [r for r in data if r[1] in ("person", "animal")][:n]
 
@@ -40,7 +42,7 @@ def reviews(tmp_path_factory):
 def test_the_id_is_the_same_wherever_the_file_lies_and_another_when_it_was_edited(reviews, tmp_path, run_py):
     cfg = Run(task=f"file:{reviews}?label=Verdict, final", methods="kd,qat")
     (tmp_path/"deep").mkdir(); shutil.copy(reviews, tmp_path/"deep/other name.csv")
-    there = run_py(f"import os; os.chdir({str(tmp_path)!r})\nfrom combcomp.config import Run\nr = Run(task='file:deep/other name.csv?label=Verdict, final', methods='kd,qat'); print(r.id, r.task)", PYTHONHASHSEED="5")
+    there = run_py(f"import os; os.chdir({str(tmp_path)!r})\nfrom combcomp.spec import Run\nr = Run(task='file:deep/other name.csv?label=Verdict, final', methods='kd,qat'); print(r.id, r.task)", PYTHONHASHSEED="5")
     assert there.split()[0] == cfg.id and "?text=Review&label=Verdict%2C final#" in there and "," not in cfg.task
     with open(tmp_path/"deep/other name.csv", "a") as f: f.write("91;one more;person\n")
     assert Run(task=f"file:{tmp_path/'deep/other name.csv'}?label=Verdict, final", methods="kd,qat").id != cfg.id
@@ -49,7 +51,7 @@ def test_the_id_is_the_same_wherever_the_file_lies_and_another_when_it_was_edite
 def test_a_row_is_read_back_when_the_file_is_gone_and_its_task_from_the_copy(reviews, out):
     here = out/"mine.csv"; shutil.copy(reviews, here)
     cfg = Run(task=f"file:{here}?label=Verdict, final", limit=32, epochs=1)
-    row = run(cfg, out, say=silent)
+    row = run(cfg, out, log=silent)
     here.unlink()
     assert read_row(cfg.id, out) == row and Run(**{k: row[k] for k in asdict(cfg)}) == cfg
     assert load_task(row["task"], cache=out/"cache")["validation"].num_rows == row["eval_examples"] == 18
@@ -60,7 +62,7 @@ def test_a_row_is_read_back_when_the_file_is_gone_and_its_task_from_the_copy(rev
 
 def test_kd_mp_qat_through_grid_export_and_statistics(reviews, out):
     task = own(reviews, label="Verdict, final")
-    table = grid(runs(["l1"], [task], ["", "kd,mp,qat"], limit=48, epochs=1, batch_size=8), out, workers=1, say=silent)
+    table = grid(runs(["l1"], [task], ["", "kd,mp,qat"], limit=48, epochs=1, batch_size=8), out, workers=1, log=silent)
     rows = study_rows(load_results(out), tasks=task, limits=48, epochs=1, batch_size=8)
     assert len(table) == len(rows) == 2
     with capture_output(): controls = explorer(rows, tasks=f"file:{reviews}?label=Verdict%2C final")
@@ -74,7 +76,7 @@ def test_pairs_and_numbers_through_a_whole_run(out):
     data = load_task("glosssim", 48)["train"]
     rows = [dict(sentence1=a, sentence2=b, similarity=round(float(y), 3)) for a, b, y in zip(data["gloss1"], data["gloss2"], data["label"])]
     (out/"pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    row = run(Run(task=f"file:{out/'pairs.jsonl'}", methods="qat", epochs=1), out, say=silent)
+    row = run(Run(task=f"file:{out/'pairs.jsonl'}", methods="qat", epochs=1), out, log=silent)
     assert row["metric"] == "pearson" and "kind=regression" in row["task"] and row["majority"] == 0
     predicted, labels = load_predictions(row["id"], out)
     assert predicted.dtype == np.float32 and len(labels) == 10 and {*np.round(labels.astype(float), 3).tolist()} <= {*np.round([r["similarity"] for r in rows], 3).tolist()}
@@ -85,7 +87,7 @@ def test_another_language_is_not_augmented_and_says_so(out, capsys):
     with open(out/"deutsch.csv", "w", newline="", encoding="utf-8") as f: csv.writer(f).writerows([("text", "label"), *((t, "ja" if "von" in t else "nein") for t in texts)])
     said = []
     cfg = Run(task=f"file:{out/'deutsch.csv'}", methods="kd", epochs=2, batch_size=4)
-    row = run(cfg, out, say=lambda *a, **k: said.append(" ".join(map(str, a))))
+    row = run(cfg, out, log=lambda *a, **k: said.append(" ".join(map(str, a))))
     assert "language=other" in cfg.task and row["train_examples"] == len(own_data(cfg.task, out/"cache")["train"])
     assert any("not English" in s for s in said)
 
@@ -199,8 +201,8 @@ def test_transfer_texts_do_not_depend_on_place_or_process_and_outlive_their_file
     shutil.copy(tables/"more.txt", tables/"deep/b.txt")
     code = f"""
 import json, os; os.chdir({str(tables)!r})
-from combcomp.config import Run
-from combcomp.tasks import transfer_set
+from combcomp.spec import Run
+from combcomp.data.loading import transfer_set
 cfg = Run(task="file:deep/a.csv?unlabelled=deep/b.txt", methods="kd")
 print(json.dumps([cfg.id, transfer_set(cfg.task, 99, cache="other")["text"][:]]))
 """

@@ -9,9 +9,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save
 from transformers import BertConfig, BertForSequenceClassification
 
-from combcomp.models import load_model
-from combcomp.pack import CorruptFile, inspect, pack, unpack
-from combcomp.size import sizes_of
+from combcomp.models.encoders import load_model
+from combcomp.ship.packed_file import CorruptFile, inspect, pack, unpack
+from combcomp.ship.model_size import sizes_of
 
 P = importlib.import_module("combcomp.pack")   # the name in the package is the function
 
@@ -119,13 +119,13 @@ def test_rounded_inputs(tmp_path):
 def test_baked_models(tmp_path, methods):
     "What the methods leave behind is what `pack` expects"
     pytest.importorskip("combcomp.quantize"), pytest.importorskip("combcomp.prune")
-    from combcomp.config import parse
-    from combcomp.methods import bake
-    from combcomp.prune import Prune
-    from combcomp.quantize import Quantize
+    from combcomp.spec import parse
+    from combcomp.compress.methods import convert
+    from combcomp.compress.pruning import Prune
+    from combcomp.compress.quantization import Quantize
     model = bert(**SMALL).train()
     made = [Prune(s) if type(s).__name__ == "MP" else Quantize(s) for s in parse(methods)[0]]
-    for m in made: m.attach(model)
+    for m in made: m.prepare(model)
     for progress in (0.5, 1.0):
         model(torch.randint(0, 500, (2, 9)))
         for m in made: m.step(progress)

