@@ -4,22 +4,98 @@
 
 # %% ../nbs/spec.ipynb #e7d10972
 from __future__ import annotations
-import ast, hashlib, json, os, re
-from dataclasses import dataclass, fields, replace
+import ast, hashlib, itertools, json, keyword, os, re
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import lru_cache
+from importlib import import_module
 
 from .basics import check_fields, split_list, bad_value
 
 # %% auto #0
-__all__ = ['GLUE', 'WORDNET', 'FAMILIES', 'METHODS', 'SUBSETS', 'FILE', 'RECIPES', 'RECIPE', 'SCHEMA', 'KD', 'MP', 'QAT', 'PTQ',
-           'method_name', 'parse', 'canonical', 'known_task', 'task_title', 'portable', 'Recipe', 'recipe_of',
-           'canonical_recipe', 'Run', 'stages_of', 'teacher_run', 'learning_rate', 'recipe_epochs', 'task_names',
-           'limits_of']
+__all__ = ['GLUE', 'WORDNET', 'FAMILIES', 'METHODS', 'QUANTIZE', 'SUBSETS', 'FILE', 'RECIPES', 'RECIPE', 'SCHEMA', 'MethodInfo',
+           'register', 'unregister', 'info_of', 'KD', 'MP', 'Quantization', 'QAT', 'PTQ', 'method_name', 'parse',
+           'canonical', 'subsets', 'subset_of', 'table_order', 'with_options', 'known_task', 'task_title', 'portable',
+           'Recipe', 'recipe_of', 'canonical_recipe', 'Combination', 'Run', 'teacher_run', 'learning_rate',
+           'recipe_epochs', 'task_names', 'limits_of']
 
 # %% ../nbs/spec.ipynb #f17cac26
 GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")         # by hub name, nyu-mll/glue
 WORDNET = ("supersense", "accept", "wic", "hypernym", "glosssim")             # built from WordNet 3.0, offline
 FAMILIES = dict(bert=("large", "base", "medium", "small", "mini", "tiny"),    # largest first: the first is the teacher
                 minilm=("l6", "l4", "l3", "l2", "l1"))
+
+# %% ../nbs/spec.ipynb #c30721b2
+@dataclass(frozen=True)
+class MethodInfo:
+    "What the package knows about a method"
+    options: type # its option record, a frozen dataclass with defaults; the class name in lower case is its name
+    implementation: str | type # its `Method`, as "module:Class" or the class itself; made with the options
+    order: int # place in the order of application, low numbers first
+    label: str # a few words that explain the name
+    tag: str = "" # on the hub; "" is the label
+    colour: str = "" # in figures; "" is one that depends on the name
+    trains: bool = True # acts in training? If False it acts once, after the last training
+    form_of: str = "" # the method of which it is another form; both in one combination is an error
+    curve: str = "" # the option that is varied along a curve of sizes, such as a sparsity
+    slows: str = "" # what its time grows with, beyond that of plain training: `examples`, `updates`, or neither
+
+    @property
+    def name(self) -> str: return self.options.__name__.lower()
+
+    def load(self) -> type:
+        "The class that implements the method"
+        if not isinstance(self.implementation, str):
+            return self.implementation
+        module, _, name = self.implementation.partition(":")
+        return getattr(import_module(module), name)
+
+    def describe(self, options) -> str:
+        "One sentence for a model card, without its full stop; an option record may have its own `describe`"
+        if hasattr(options, "describe"):
+            return options.describe()
+        changed = _changed(options)
+        return f"*{self.label}*" + (f": {changed}" if changed else "")
+
+# %% ../nbs/spec.ipynb #d5166f3b
+METHODS: dict[str, MethodInfo] = {} # every registered method by its name
+
+def register(
+    info:MethodInfo, # of one method; a second registration under the same module and name replaces the first
+) -> None:
+    "Make a method known to the whole package; ValueError for a record that cannot be one"
+    cls, name = info.options, info.name
+    if not (is_dataclass(cls) and cls.__dataclass_params__.frozen):
+        bad_value("register", "options", cls.__name__, "a frozen dataclass: put @dataclass(frozen=True) above the class")
+    if not re.fullmatch("[a-z][a-z0-9_]*", name) or keyword.iskeyword(name) or name == "none":
+        bad_value("register", "name", name, "a word of small letters and digits that is not reserved")
+    try:
+        cls()
+    except TypeError as e:
+        bad_value("register", "options", cls.__name__, f"a record whose fields all have defaults ({e})")
+    for field, allowed in dict(slows=("", "examples", "updates"), curve=("", *(f.name for f in fields(cls))),
+                               form_of=("", *METHODS)).items():
+        if getattr(info, field) not in allowed:
+            bad_value("register", field, getattr(info, field), allowed)
+    known = METHODS.get(name, info).options
+    if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        bad_value("register", "name", name, f"a new name; {known.__module__}.{known.__qualname__} has this one")
+    METHODS[name] = info
+
+def unregister(name:str) -> None:
+    "Forget a method; ValueError if there is none of that name"
+    if name not in METHODS:
+        bad_value("unregister", "name", name, METHODS)
+    del METHODS[name]
+
+def info_of(
+    options, # an option record
+) -> MethodInfo:
+    "What the registry says about the method of an option record; ValueError if it is not registered"
+    name = type(options).__name__.lower()
+    if name not in METHODS:
+        bad_value("methods", "method", name, [*METHODS, "a name that `register` adds"])
+    return METHODS[name]
 
 # %% ../nbs/spec.ipynb #0c2c71d8
 @dataclass(frozen=True)
@@ -30,110 +106,183 @@ class KD:
     augment: int = 1 # augmented copies of each labelled example, 0 to 20
     words: float = 0.2 # fraction of words replaced by a synonym in a copy, 0 to 1
     transfer: int | None = None # further texts that only the teacher labels, as many as there are. None is the recipe's
+
     def __post_init__(self):
         check_fields(self, temperature=(float, 0, 1000, "("), augment=(int, 0, 20), words=(float, 0, 1))
-        if self.alpha is not None: check_fields(self, alpha=(float, 0, 1))
-        if self.transfer is not None: check_fields(self, transfer=(int, 0, 10**7))
+        if self.alpha is not None:
+            check_fields(self, alpha=(float, 0, 1))
+        if self.transfer is not None:
+            check_fields(self, transfer=(int, 0, 10**7))
+
     def under(self, recipe=None): # a `KD`
-        "The same with the values of a recipe, the present one if None, for what is None"
+        "The same record, with the recipe's values for what is None; without a recipe, those of the present one"
         recipe = recipe or Recipe()
         return replace(self, alpha=recipe.kd_alpha if self.alpha is None else self.alpha,
                        transfer=recipe.kd_transfer if self.transfer is None else self.transfer)
+
     def texts(self, labelled:int) -> int:
-        "Transfer texts to ask for beside so many labelled examples, at most ten for each"
+        "Transfer texts to ask for next to so many labelled examples, at most ten for each"
         return min(self.under().transfer, 10*int(labelled))
+
+    def describe(self) -> str:
+        copies = f"; up to {self.augment} changed {'copy' if self.augment == 1 else 'copies'} of each example were added"
+        further = f"; up to {self.transfer:,} further texts were added that only the larger model labelled"
+        return (f"*distillation*: {100*self.alpha:g}% of the loss compare its probabilities with those of a larger "
+                f"model, at temperature {self.temperature:g}; the labels have the rest"
+                + copies*bool(self.augment) + further*bool(self.transfer))
+
+register(MethodInfo(KD, "combcomp.compress.distillation:Distill", order=10, label="knowledge distillation",
+                    tag="distillation", colour="#E69F00"))
 
 # %% ../nbs/spec.ipynb #4967510c
 @dataclass(frozen=True)
 class MP:
-    "Magnitude pruning: how many weights go, of which tensors, and when"
+    "Magnitude pruning: how many weights become zero, of which tensors, and when"
     sparsity: float = 0.6 # fraction of the weights set to zero, [0, 1)
     embeddings: bool = False # prune the embedding tables too?
     schedule: str = "linear" # linear (the paper's), cubic or oneshot
     scope: str = "layer" # threshold per `layer`, or one `global` threshold
     start: float = 0.1 # training progress at which pruning begins
     end: float = 0.7 # training progress at which it is done
+
     def __post_init__(self):
         check_fields(self, sparsity=(float, 0, 1, ")"), start=(float, 0, 1), end=(float, 0, 1))
-        if self.schedule not in (o := ("linear", "cubic", "oneshot")): bad_value("mp", "schedule", self.schedule, o)
-        if self.scope not in (o := ("layer", "global")): bad_value("mp", "scope", self.scope, o)
-        if not isinstance(self.embeddings, bool): bad_value("mp", "embeddings", self.embeddings, (True, False))
-        if self.start > self.end: bad_value("mp", "start", self.start, f"at most end={self.end}")
+        for name, allowed in dict(schedule=("linear", "cubic", "oneshot"), scope=("layer", "global")).items():
+            if getattr(self, name) not in allowed:
+                bad_value("mp", name, getattr(self, name), allowed)
+        if not isinstance(self.embeddings, bool):
+            bad_value("mp", "embeddings", self.embeddings, (True, False))
+        if self.start > self.end:
+            bad_value("mp", "start", self.start, f"at most end={self.end}")
+
+    def describe(self) -> str:
+        layers = "each linear layer of the encoder"
+        where = layers if self.scope == "layer" else "all linear layers of the encoder together"
+        tables = ", and of the embeddings," if self.embeddings else ""
+        return f"*magnitude pruning*: the smallest {100*self.sparsity:g}% of the weights of {where}{tables} are zero"
+
+register(MethodInfo(MP, "combcomp.compress.pruning:Prune", order=30, label="magnitude pruning", tag="pruning",
+                    colour="#56B4E9", curve="sparsity", slows="updates"))
 
 # %% ../nbs/spec.ipynb #e5ef57f2
-def _quantizer(record, **more):
-    "The checks that QAT and PTQ share"
-    check_fields(record, bits=(int, 2, 16), embeddings=(int, 2, 16), **more)
-    if record.activations is None: return
-    check_fields(record, activations=(int, 2, 16))
-    if record.activations not in (8, 16): bad_value(type(record).__name__.lower(), "activations", record.activations, (8, 16, None))
-
 @dataclass(frozen=True)
-class QAT:
-    "Quantization-aware training with symmetric integers per output channel"
+class Quantization:
+    "What `QAT` and `PTQ` have in common: symmetric integers per output channel"
     bits: int = 8 # bits of a weight, 2 to 16
     activations: int | None = 8 # bits of the input of each linear layer: 8, 16 or None (left in float)
     embeddings: int = 8 # bits of an embedding weight, 2 to 16
-    freeze: float = 0.8 # training progress after which activation ranges stay as they are
-    def __post_init__(self): _quantizer(self, freeze=(float, 0, 1))
+
+    def __post_init__(self):
+        check_fields(self, bits=(int, 2, 16), embeddings=(int, 2, 16))
+        if self.activations is not None:
+            check_fields(self, activations=(int, 2, 16))
+            if self.activations not in (8, 16):
+                bad_value(type(self).__name__.lower(), "activations", self.activations, (8, 16, None))
+
+    def describe(self) -> str:
+        inputs = "stay in float" if self.activations is None else f"are rounded to {self.activations} bits"
+        return (f"weights are integers of {self.bits} bits with a scale for each output channel, "
+                f"embeddings of {self.embeddings} bits, and the inputs of linear layers {inputs}")
 
 @dataclass(frozen=True)
-class PTQ:
+class QAT(Quantization):
+    "Quantization-aware training with symmetric integers per output channel"
+    freeze: float = 0.8 # training progress after which activation ranges stay as they are
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_fields(self, freeze=(float, 0, 1))
+
+    def describe(self) -> str: return f"*quantization-aware training*: {super().describe()}"
+
+@dataclass(frozen=True)
+class PTQ(Quantization):
     "The same quantizer after training: calibrated on a few batches, not trained"
-    bits: int = 8 # as in QAT
-    activations: int | None = 8 # as in QAT
-    embeddings: int = 8 # as in QAT
     batches: int = 16 # training batches that set the activation ranges
-    def __post_init__(self): _quantizer(self, batches=(int, 1, 10_000))
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_fields(self, batches=(int, 1, 10_000))
+
+    def describe(self) -> str:
+        return f"*rounding after training*, its ranges set on {self.batches} batches: {super().describe()}"
+
+QUANTIZE = "combcomp.compress.quantization:Quantize"
+register(MethodInfo(QAT, QUANTIZE, order=40, label="quantization-aware training", tag="quantization",
+                    colour="#009E73", slows="examples"))
+register(MethodInfo(PTQ, QUANTIZE, order=40, label="post-training quantization", tag="quantization", trains=False,
+                    form_of="qat"))
 
 # %% ../nbs/spec.ipynb #5ee46954
-METHODS = dict(kd=KD, mp=MP, ptq=PTQ, qat=QAT)
-
 def _options(cls, keywords, where):
     "Keyword arguments of one record from the syntax nodes of a call; ValueError for an unknown name or no literal"
     known, options = [f.name for f in fields(cls)], {}
     for k in keywords:
-        if k.arg not in known: bad_value(where, "option", k.arg, known)
-        try: options[k.arg] = ast.literal_eval(k.value)
+        if k.arg not in known:
+            bad_value(where, "option", k.arg, known)
+        try:
+            options[k.arg] = ast.literal_eval(k.value)
         except ValueError:
             bad_value(where, k.arg, ast.unparse(k.value), "a literal: a number, True, False, None or a quoted word")
     return options
 
-def _spec(node, text):
-    "One method from one syntax node"
+def _record(node, text):
+    "The option record of one syntax node"
     name, given = (node.func, node.keywords) if isinstance(node, ast.Call) and not node.args else (node, [])
-    if not isinstance(name, ast.Name): raise ValueError(f"methods: {ast.unparse(node)[:60]!r} is no method in {text[:60]!r}; write kd, mp(sparsity=0.4), ...")
-    if name.id not in METHODS: bad_value("methods", "method", name.id, METHODS)
-    return METHODS[name.id](**_options(METHODS[name.id], given, name.id))
+    if not isinstance(name, ast.Name):
+        raise ValueError(f"methods: {ast.unparse(node)[:60]!r} is not a method in {text[:60]!r}; "
+                         "write kd, mp(sparsity=0.4), ...")
+    if name.id not in METHODS:
+        bad_value("methods", "method", name.id, [*METHODS, "a name that `register` adds"])
+    cls = METHODS[name.id].options
+    return cls(**_options(cls, given, name.id))
 
 # %% ../nbs/spec.ipynb #7d2531a5
+def method_name(
+    options, # an option record
+) -> str:
+    "The name by which a method is written, as in kd, mp, qat and ptq"
+    return info_of(options).name
+
 def _stage(part, text):
     "The methods of one stage, sorted by name"
-    if not part.strip(): raise ValueError(f"methods: an empty stage in {text[:60]!r}; write 'mp > qat', with a method on each side")
-    try: nodes = ast.parse(f"({part.strip().rstrip(',')},)", mode="eval").body.elts
+    if not part.strip():
+        raise ValueError(f"methods: an empty stage in {text[:60]!r}; write 'mp > qat', with a method on each side")
+    try:
+        nodes = ast.parse(f"({part.strip().rstrip(',')},)", mode="eval").body.elts
     except (SyntaxError, ValueError, RecursionError, MemoryError, AttributeError):
         raise ValueError(f"methods: cannot read {text[:60]!r}; write 'kd,qat' or 'kd(temperature=4), mp > qat'") from None
-    specs = sorted((_spec(n, text) for n in nodes), key=method_name)
-    names = [method_name(s) for s in specs]
-    if len({*names}) < len(names): raise ValueError(f"methods: {max(names, key=names.count)!r} stands twice in one stage of {text[:60]!r}; put '>' between them")
-    return tuple(specs)
-
-def method_name(spec): # a KD, MP, QAT or PTQ record
-    "The name by which a method is written: kd, mp, qat or ptq"
-    return type(spec).__name__.lower()
+    records = sorted((_record(n, text) for n in nodes), key=method_name)
+    names = [method_name(r) for r in records]
+    if len({*names}) < len(names):
+        raise ValueError(f"methods: {max(names, key=names.count)!r} is twice in one stage of {text[:60]!r}; "
+                         "put '>' between them")
+    return tuple(records)
 
 # %% ../nbs/spec.ipynb #17c3eb7a
 def parse(
     text:str, # "" or "none", "kd,qat", "kd(temperature=4), mp > qat", ...
-) -> tuple: # stages in order, each a tuple of records sorted by name; () for no compression
+) -> tuple: # stages in order, each a tuple of option records sorted by name; () for no compression
     "Read a combination of methods; ValueError for anything else"
     if not isinstance(text, str) or len(text) > 500 or not text.isascii() or not text.isprintable():
         bad_value("Run", "methods", text, "a string of at most 500 printable ASCII characters, as in 'kd,qat'")
-    if text.strip() in ("", "none"): return ()
+    return _parse(text, tuple(METHODS.values()))
+
+@lru_cache(4096)
+def _parse(text, registry):
+    "As `parse`, for a string; what it returns depends on the registry too, so this is part of the key"
+    if text.strip() in ("", "none"):
+        return ()
     stages = tuple(_stage(part, text) for part in text.split(">"))
-    rounded = [method_name(s) for stage in stages for s in stage if method_name(s) in ("qat", "ptq")]
-    if "ptq" in rounded and len(rounded) > 1: raise ValueError(f"methods: {text[:60]!r} rounds after training what was trained rounded; choose qat or ptq")
-    if "ptq" in rounded and "ptq" not in map(method_name, stages[-1]): raise ValueError(f"methods: ptq in {text[:60]!r} is not in the last stage, but nothing can be trained after it")
+    infos = [[info_of(options) for options in stage] for stage in stages]
+    names = {i.name for stage in infos for i in stage}
+    for i, info in ((i, info) for i, stage in enumerate(infos) for info in stage):
+        if info.form_of in names:
+            raise ValueError(f"methods: {text[:60]!r} has {info.name} and {info.form_of}, two forms of one method; "
+                             f"choose one of them")
+        if not info.trains and i + 1 < len(stages):
+            raise ValueError(f"methods: {info.name} in {text[:60]!r} acts after training, and a stage follows it; "
+                             f"put {info.name} in the last stage")
     return stages
 
 # %% ../nbs/spec.ipynb #6259a65c
@@ -143,20 +292,48 @@ def _changed(record, base=None):
     pairs = [(f.name, getattr(record, f.name), getattr(base, f.name)) for f in fields(record)]
     return ", ".join(f"{name}={value!r}" for name, value, other in pairs if value != other)
 
-def _written(spec):
-    "A method as text, options that differ from the defaults only"
-    changed = _changed(spec)
-    return method_name(spec) + (f"({changed})" if changed else "")
-
 def canonical(
     methods, # text, or what `parse` returned
 ) -> str: # the one way to write it
-    "Write a combination in its canonical form: sorted, defaults left out"
+    "Write a combination in its canonical form: sorted by name, defaults left out"
     stages = parse(methods) if isinstance(methods, str) else methods
-    return " > ".join(",".join(map(_written, stage)) for stage in stages)
+    written = lambda options: method_name(options) + (f"({changed})" if (changed := _changed(options)) else "")
+    return " > ".join(",".join(map(written, stage)) for stage in stages)
 
 # %% ../nbs/spec.ipynb #ef07c51f
-SUBSETS = ("", "kd", "mp", "qat", "kd,mp", "kd,qat", "mp,qat", "kd,mp,qat") # canonical, smallest first
+def subsets(
+    names, # of methods, with or without options, in any order
+) -> tuple: # canonical combinations, smallest first, the empty one included
+    "Every subset of some methods as a combination in one stage"
+    names = sorted(map(canonical, names))
+    return tuple(canonical(",".join(some)) for n in range(len(names) + 1) for some in itertools.combinations(names, n))
+
+SUBSETS = subsets(("kd", "mp", "qat")) # those of the paper
+
+# %% ../nbs/spec.ipynb #7fa647f3
+def subset_of(
+    methods, # text, or what `parse` returned
+) -> str: # canonical
+    "The subset of methods that a combination uses, without options and stages"
+    stages = parse(methods) if isinstance(methods, str) else methods
+    return ",".join(sorted({info.form_of or info.name for stage in stages for info in map(info_of, stage)}))
+
+def table_order(
+    methods:str, # a combination
+) -> tuple: # a key to sort by
+    "The place of a combination in tables: fewer methods first, then by name"
+    names = subset_of(methods).split(",") if methods else []
+    return len(names), names, methods
+
+def with_options(
+    methods, # text, or what `parse` returned
+    name:str, # of a method
+    **options, # new values of some of its options
+) -> str: # canonical
+    "A combination with other options of one method, wherever it is used"
+    stages = parse(methods) if isinstance(methods, str) else methods
+    changed = lambda o: replace(o, **options) if method_name(o) == name else o
+    return canonical(tuple(tuple(map(changed, stage)) for stage in stages))
 
 # %% ../nbs/spec.ipynb #d8c61224
 FILE = re.compile(r"file:(?P<path>[^?#]+)(?:\?(?P<query>[^#]*))?(?:#(?P<digest>[0-9a-f]{12}))?")
@@ -194,44 +371,71 @@ class Recipe:
     warmup: float = 0.1 # share of the steps in which the rate rises; after them it falls linearly to 0
     weight_decay: float = 0.01 # of AdamW
     dropout: float = 0.1 # of states and attention, in training
-    average: float = 0.0 # share of the last steps whose weights are averaged; interrupted, such a run begins anew
-    standardize: bool = True # learn a regression in units of its labels' spread, beginning at their mean?
+    average: float = 0.0 # share of the last steps whose weights are averaged; after an interruption such a run starts over
+    standardize: bool = True # scale the labels of a regression to mean 0 and standard deviation 1?
     epochs: float = 3.0 # passes over the training set, at least
-    min_steps: int = 400 # small sets are passed over more often, until there are so many steps,
-    max_epochs: float = 20.0 # but not more often than this
+    min_steps: int = 400 # small sets take more epochs, until there are so many steps,
+    max_epochs: float = 20.0 # but at most so many epochs
     kd_alpha: float = 0.9 # share of the teacher's loss in distillation
-    kd_transfer: int = 10_000 # texts that only the teacher labels, where there are so many
+    kd_transfer: int = 10_000 # texts that only the teacher labels, if there are so many
     transfer: float = 2.0 # further steps with transfer texts alone, as a multiple; fewer with fewer texts
-    used_rows: bool = True # leave the embeddings of word pieces that do not occur as they are, without decay?
-    def __post_init__(self):
-        check_fields(self, rate=(float, 0, 1, "("), depth=(float, 0, 4), width=(float, 0, 4), head=(float, 0, 1000, "("),
-                layer_decay=(float, 0, 1, "("), warmup=(float, 0, 1), weight_decay=(float, 0, 1),
-                dropout=(float, 0, 1, ")"), average=(float, 0, 1), epochs=(float, 0, 1000, "("),
-                min_steps=(int, 0, 10**9), max_epochs=(float, 0, 1000, "("), kd_alpha=(float, 0, 1),
-                kd_transfer=(int, 0, 10**7), transfer=(float, 0, 100))
-        for name in ("standardize", "used_rows"):
-            if not isinstance(getattr(self, name), bool): bad_value("recipe", name, getattr(self, name), (True, False))
+    used_rows: bool = True # freeze the embeddings of word pieces that do not occur, without weight decay?
 
-RECIPES = dict(v1=Recipe(depth=0.5, width=2.0, standardize=False, min_steps=0, kd_alpha=0.5, kd_transfer=0, used_rows=False),
+    def __post_init__(self):
+        check_fields(self, rate=(float, 0, 1, "("), depth=(float, 0, 4), width=(float, 0, 4),
+                     head=(float, 0, 1000, "("), layer_decay=(float, 0, 1, "("), warmup=(float, 0, 1),
+                     weight_decay=(float, 0, 1), dropout=(float, 0, 1, ")"), average=(float, 0, 1),
+                     epochs=(float, 0, 1000, "("), min_steps=(int, 0, 10**9), max_epochs=(float, 0, 1000, "("),
+                     kd_alpha=(float, 0, 1), kd_transfer=(int, 0, 10**7), transfer=(float, 0, 100))
+        for name in ("standardize", "used_rows"):
+            if not isinstance(getattr(self, name), bool):
+                bad_value("recipe", name, getattr(self, name), (True, False))
+
+RECIPES = dict(v1=Recipe(depth=0.5, width=2.0, standardize=False, min_steps=0, kd_alpha=0.5, kd_transfer=0,
+                         used_rows=False),
                v2=Recipe())
 RECIPE = "v2" # the present one
 
 def recipe_of(text:str) -> Recipe:
     "The recipe that a text names: a version, with changes in brackets, as in `v2(dropout=0.0)`; else ValueError"
     m = re.fullmatch(r"\s*(\w+)\s*(\(.*\))?\s*", str(text), re.S)
-    if not m or m[1] not in RECIPES: bad_value("Run", "recipe", text, [*RECIPES])
-    try: call = ast.parse(f"dict{m[2] or '()'}", mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError): call = None
-    if not isinstance(call, ast.Call) or call.args: bad_value("Run", "recipe", text, "a version, or with changes, as in v2(dropout=0.0)")
+    if not m or m[1] not in RECIPES:
+        bad_value("Run", "recipe", text, [*RECIPES])
+    try:
+        call = ast.parse(f"dict{m[2] or '()'}", mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        call = None
+    if not isinstance(call, ast.Call) or call.args:
+        bad_value("Run", "recipe", text, "a version, or with changes, as in v2(dropout=0.0)")
     return replace(RECIPES[m[1]], **_options(Recipe, call.keywords, "recipe"))
 
 def canonical_recipe(text:str) -> str: # the one way to write it
-    "A recipe in its canonical form: changes that are none left out"
+    "A recipe in its canonical form, without changes to the version's own values"
     version = re.match(r"\s*(\w*)", str(text))[1]
     changed = _changed(recipe_of(text), RECIPES[version])
     return version + (f"({changed})" if changed else "")
 
 # %% ../nbs/spec.ipynb #158eed98
+@dataclass(frozen=True)
+class Combination:
+    "The methods of a run: their options, with the recipe's values where an option is None"
+    stages: tuple # in order, each a tuple of option records sorted by name
+
+    @property
+    def names(self) -> tuple: # sorted, each once
+        return tuple(sorted({method_name(o) for stage in self.stages for o in stage}))
+
+    def options(self,
+        kind:type, # an option record's class, such as `KD`
+    ): # the first record of that kind, or None
+        "The options of one method, None for a combination without it"
+        return next((o for stage in self.stages for o in stage if isinstance(o, kind)), None)
+
+@lru_cache(4096)
+def _combination(stages, recipe):
+    fill = lambda options: options.under(recipe_of(recipe)) if hasattr(options, "under") else options
+    return Combination(tuple(tuple(map(fill, stage)) for stage in stages))
+
 @dataclass(frozen=True)
 class Run:
     "Everything that decides a result; unknown names and values raise ValueError"
@@ -248,29 +452,38 @@ class Run:
     teacher: str = "" # a fine-tuned teacher of your own (hub name, folder, or packed file); "" trains the family's largest
     recipe: str = RECIPE # version of the training recipe, changes in brackets after it
     split: str = "validation" # where the score is from: validation, or heldout, a part of the training set
+
     def __post_init__(self): _check_run(self)
+
+    @property
+    def combination(self) -> Combination: return _combination(parse(self.methods), self.recipe)
 
 # %% ../nbs/spec.ipynb #fb52b98d
 def _check_run(run):
     "Normalise the fields of a new `Run`"
     check_fields(run, seed=(int, 0, 2**31 - 1), batch_size=(int, 1, 4096), max_length=(int, 8, 512))
-    if run.limit is not None: check_fields(run, limit=(int, 2, 10**9))
-    if run.lr is not None: check_fields(run, lr=(float, 0, 1, "("))
-    if run.epochs is not None: check_fields(run, epochs=(float, 0, 1000, "("))
+    for name, bounds in dict(limit=(int, 2, 10**9), lr=(float, 0, 1, "("), epochs=(float, 0, 1000, "(")).items():
+        if getattr(run, name) is not None:
+            check_fields(run, **{name: bounds})
     object.__setattr__(run, "recipe", canonical_recipe(run.recipe))
-    if run.recipe == "v1" and run.epochs is None: object.__setattr__(run, "epochs", 3.0) # as its rows have it
-    if run.split not in (o := ("validation", "heldout")): bad_value("Run", "split", run.split, o)
+    if run.recipe == "v1" and run.epochs is None:
+        object.__setattr__(run, "epochs", 3.0) # as its rows have it
+    if run.split not in (allowed := ("validation", "heldout")):
+        bad_value("Run", "split", run.split, allowed)
     object.__setattr__(run, "task", known_task(run.task))
     _check_model(run)
     object.__setattr__(run, "methods", canonical(run.methods))
-    if not isinstance(run.teacher, str): bad_value("Run", "teacher", run.teacher, "a hub name or a folder")
-    if run.teacher and "kd" not in run.methods: bad_value("Run", "teacher", run.teacher, 'only for runs with kd in methods')
+    if not isinstance(run.teacher, str):
+        bad_value("Run", "teacher", run.teacher, "a hub name or a folder")
+    if run.teacher and not run.combination.options(KD):
+        bad_value("Run", "teacher", run.teacher, "only for runs with kd in methods")
 
 def _check_model(run):
     "Family and size go together"
     if not isinstance(run.family, str) or not (run.family in FAMILIES or "/" in run.family or os.path.isdir(run.family)):
         bad_value("Run", "family", run.family, (*FAMILIES, "a hub name with a /", "a folder"))
-    if run.family in FAMILIES and run.size not in FAMILIES[run.family]: bad_value("Run", "size", run.size, FAMILIES[run.family])
+    if run.family in FAMILIES and run.size not in FAMILIES[run.family]:
+        bad_value("Run", "size", run.size, FAMILIES[run.family])
     if run.family not in FAMILIES and not re.fullmatch(r"full|l[1-9]\d?", str(run.size)):
         bad_value("Run", "size", run.size, "full, or l<k> to keep k evenly spaced layers")
 
@@ -292,11 +505,6 @@ def _id(run):
 
 Run.id = property(_id, doc="Content hash of the run, the same in every process and on every machine")
 
-def stages_of(run:Run) -> tuple: # stages in order, each a tuple of records
-    "The methods of a run, with the values of its recipe for those that are the recipe's"
-    recipe = recipe_of(run.recipe)
-    fill = lambda spec: spec.under(recipe) if isinstance(spec, KD) else spec
-    return tuple(tuple(map(fill, stage)) for stage in parse(run.methods))
 
 # %% ../nbs/spec.ipynb #1db27bfb
 def teacher_run(run:Run) -> Run: # the run whose model teaches `run`

@@ -16,18 +16,18 @@ from pathlib import Path
 
 from ..basics import LEASE, lease, outputs_dir, bad_value, rel_path, environment
 from combcomp.spec import (
-    KD, learning_rate, parse, portable, recipe_epochs, recipe_of, Run, stages_of, task_title, teacher_run,
+    KD, learning_rate, portable, recipe_epochs, recipe_of, Run, task_title, teacher_run,
 )
 from ..data.tasks import majority, metrics, score, task_of
 from ..data.loading import load_task
 from ..models.encoders import from_hub, load_model, load_tokenizer, predict, source
 from ..compress.methods import convert
 from ..compress.distillation import check_labels, check_order, check_teacher, distillation_set
-from ..compress.training import calibrated, compress, encode, tracking
+from ..compress.training import after_training, compress, encode, tracking
 from ..ship.packed_file import other_sizes, pack, unpack
 from ..ship.model_size import sizes_of
 from .store import failure_file, read_row, save_predictions, save_row, writable
-from .schedule import ptq_base, prerequisites, options_of
+from .schedule import ptq_base, prerequisites
 
 # %% ../../nbs/study/03_runner.ipynb #462116a9
 def model_file(cfg:Run, outputs=None) -> Path: # outputs/models/<id>.safetensors
@@ -84,7 +84,7 @@ def training_set(
     outputs=None, log=print,
 ): # (a Dataset, the teacher's score or None)
     "What a run trains on"
-    kd = options_of(cfg, KD)
+    kd = cfg.combination.options(KD)
     if kd is None: return data["train"], None
     teacher_id, teacher_score, teacher = find_teacher(cfg, data, outputs)
     if kd.augment and not task_of(cfg.task).augment:
@@ -140,7 +140,7 @@ def _trained(cfg, out, log, **more):
     unlabelled = sum(c < 0 for c in train["copy"]) if "copy" in train.column_names else 0
     epochs = cfg.epochs or recipe_epochs(recipe, len(train) - unlabelled, cfg.batch_size, unlabelled)
     if more.get("report_to") == "tensorboard": os.environ["TENSORBOARD_LOGGING_DIR"] = str(out/"trackers"/f"{cfg.size} {task_title(cfg.task)} seed {cfg.seed}"/(cfg.methods or "none"))
-    stats = compress(model, tok, _encoded(train, tok, cfg), stages_of(cfg), unfinished(cfg, out), log=log,
+    stats = compress(model, tok, _encoded(train, tok, cfg), cfg.combination.stages, unfinished(cfg, out), log=log,
                      seed=cfg.seed, epochs=epochs, batch_size=cfg.batch_size, lr=rate, recipe=recipe, name=cfg.methods or "none", **more)
     return model, tok, data, dict(learning_rate=rate, epochs_trained=epochs, train_examples=len(train), transfer_examples=unlabelled, teacher_score=teacher_score, **stats)
 
@@ -150,9 +150,10 @@ def _rounded(cfg, base, out, log):
     row = read_row(base.id, out)
     log(f"{label(cfg)}: rounding the model of {row['id']}", flush=True)
     task, tok, model = task_of(cfg.task), _tokenizer(cfg.family, cfg.size), unpack(model_file(base, out))
-    data, spec = _task(cfg.task, cfg.limit, out/"cache", cfg.split), parse(cfg.methods)[-1][-1]
-    few = data["train"].select(range(min(len(data["train"]), 32*spec.batches)))
-    convert(model, [calibrated(model, tok, encode(few, tok, task.texts, cfg.max_length), spec)])
+    data, stage = _task(cfg.task, cfg.limit, out/"cache", cfg.split), cfg.combination.stages[-1]
+    batches = max(getattr(options, "batches", 1) for options in stage)
+    few = data["train"].select(range(min(len(data["train"]), 32*batches)))
+    convert(model, after_training(model, tok, encode(few, tok, task.texts, cfg.max_length), stage))
     return model, tok, data, {k: row.get(k) for k in ("learning_rate", "epochs_trained", "train_examples", "transfer_examples", "teacher_score", "train_seconds", "steps", "examples_per_second")}
 
 # %% ../../nbs/study/03_runner.ipynb #90970f44
