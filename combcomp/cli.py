@@ -128,7 +128,7 @@ def _rows(outputs):
 
 # %% ../nbs/cli.ipynb #f4e1dbf2
 def _grid(
-    family:str="minilm", # minilm (comes with pip), bert (from the hub), or the hub name or folder of any BERT
+    family:str="minilm", # minilm (comes with pip), bert (from the hub), or the hub name or folder of a BERT
     sizes:str="all", # minilm: l6,l4,l2,l1; bert: large,base,medium,small,mini,tiny; or some of them
     tasks:str="all", # minilm: the five of the WordNet suite; bert: the eight of GLUE; or some of either
     methods:str="all", # the eight subsets of kd, qat, mp; or combinations with ; between them, as "kd,qat; mp > qat"
