@@ -12,10 +12,10 @@ from importlib import import_module
 from .basics import check_fields, split_list, bad_value
 
 # %% auto #0
-__all__ = ['GLUE', 'WORDNET', 'FAMILIES', 'METHODS', 'QUANTIZE', 'SUBSETS', 'FILE', 'RECIPES', 'RECIPE', 'SCHEMA', 'MethodInfo',
-           'register', 'unregister', 'info_of', 'KD', 'MP', 'Quantization', 'QAT', 'PTQ', 'method_name', 'parse',
-           'canonical', 'subsets', 'subset_of', 'table_order', 'with_options', 'known_task', 'task_title', 'portable',
-           'Recipe', 'recipe_of', 'canonical_recipe', 'Combination', 'Run', 'teacher_run', 'learning_rate',
+__all__ = ['GLUE', 'WORDNET', 'FAMILIES', 'METHODS', 'QUANTIZE', 'SUBSETS', 'FILE', 'RECIPES', 'RECIPE', 'SCHEMA', 'changes',
+           'MethodInfo', 'register', 'unregister', 'info_of', 'KD', 'MP', 'Quantization', 'QAT', 'PTQ', 'method_name',
+           'parse', 'canonical', 'subsets', 'subset_of', 'table_order', 'with_options', 'known_task', 'task_title',
+           'portable', 'Recipe', 'recipe_of', 'canonical_recipe', 'Combination', 'Run', 'teacher_run', 'learning_rate',
            'recipe_epochs', 'task_names', 'limits_of']
 
 # %% ../nbs/spec.ipynb #f17cac26
@@ -23,6 +23,16 @@ GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte") # by hub n
 WORDNET = ("supersense", "accept", "wic", "hypernym", "glosssim") # built from WordNet 3.0, offline
 FAMILIES = dict(bert=("large", "base", "medium", "small", "mini", "tiny"), # largest, the teacher, first
                 minilm=("l6", "l4", "l3", "l2", "l1"))
+
+# %% ../nbs/spec.ipynb #8e1577a6
+def changes(
+    record, # a dataclass instance
+    base=None, # another one of the same class; None is one with the defaults
+) -> str: # as in "sparsity=0.4, start=0.2"
+    "The fields of a record that differ from another one's, as the arguments of a call"
+    base = base or type(record)()
+    pairs = [(f.name, getattr(record, f.name), getattr(base, f.name)) for f in fields(record)]
+    return ", ".join(f"{name}={value!r}" for name, value, other in pairs if value != other)
 
 # %% ../nbs/spec.ipynb #c30721b2
 @dataclass(frozen=True)
@@ -53,7 +63,7 @@ class MethodInfo:
         "One sentence for a model card, without its full stop; an option record may have its own `describe`"
         if hasattr(options, "describe"):
             return options.describe()
-        changed = _changed(options)
+        changed = changes(options)
         return f"*{self.label}*" + (f": {changed}" if changed else "")
 
 # %% ../nbs/spec.ipynb #d5166f3b
@@ -291,19 +301,13 @@ def _parse(text, registry):
     return stages
 
 # %% ../nbs/spec.ipynb #6259a65c
-def _changed(record, base=None):
-    "The fields of a record that differ from another one's, or from the defaults, as the arguments of a call"
-    base = base or type(record)()
-    pairs = [(f.name, getattr(record, f.name), getattr(base, f.name)) for f in fields(record)]
-    return ", ".join(f"{name}={value!r}" for name, value, other in pairs if value != other)
-
 def canonical(
     methods, # text, or what `parse` returned
 ) -> str: # the one way to write it
     "Write a combination in its canonical form: sorted by name, defaults left out"
     stages = parse(methods) if isinstance(methods, str) else methods
     def written(options):
-        changed = _changed(options)
+        changed = changes(options)
         return method_name(options) + (f"({changed})" if changed else "")
     return " > ".join(",".join(map(written, stage)) for stage in stages)
 
@@ -421,7 +425,7 @@ def recipe_of(text:str) -> Recipe:
 def canonical_recipe(text:str) -> str: # the one way to write it
     "A recipe in its canonical form, without changes to the version's own values"
     version = re.match(r"\s*(\w*)", str(text))[1]
-    changed = _changed(recipe_of(text), RECIPES[version])
+    changed = changes(recipe_of(text), RECIPES[version])
     return version + (f"({changed})" if changed else "")
 
 # %% ../nbs/spec.ipynb #158eed98
