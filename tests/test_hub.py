@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 import combcomp
 from conftest import REPO
 from combcomp import Run, hub, run
-from combcomp.spec import parse, stages_of
+from combcomp.spec import parse
 from combcomp.ship.packed_file import CorruptFile, inspect, pack, unpack
 from combcomp.study.store import load_results
 from combcomp.study.reductions import KEYS, interval
@@ -162,7 +162,7 @@ def unfounded(card, rows, extra=()):
     card = re.sub(r"```.*?```", "", card, flags=re.DOTALL)
     text = re.sub(r"`([^`]+)`", lambda m: "" if m[1] in words else m[1], card)
     known = {w for r in rows for v in r.values() if isinstance(v, (int, float)) and not isinstance(v, bool) for w in ways(v)}
-    known |= {w for s in stages_of(Run(methods=rows[0]["methods"], recipe=rows[0]["recipe"])) for m in s for v in dataclasses.asdict(m).values() if isinstance(v, (int, float)) for w in ways(v)}
+    known |= {w for s in Run(methods=rows[0]["methods"], recipe=rows[0]["recipe"]).combination.stages for m in s for v in dataclasses.asdict(m).values() if isinstance(v, (int, float)) for w in ways(v)}
     text = re.sub(r"MiniLM-L6-v2|-l\d-|\bl\d\b|f1\b", "", text) # names
     return [n for n in re.findall(NUMBER, text) if n not in known | {*extra} | {n.replace(",", "") for n in extra}]
 

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['WHOLE', 'PLAIN', 'encode', 'arguments', 'dropout', 'used_rows', 'Affine', 'Standardize', 'standardize', 'tracking',
            'rate_share', 'CompressionTrainer', 'ProgressLines', 'AverageCallback', 'newest_checkpoint',
-           'CheckpointCallback', 'fit', 'build', 'prepare', 'keep_stages', 'resume_stages', 'compress', 'calibrated']
+           'CheckpointCallback', 'fit', 'build', 'prepare', 'keep_stages', 'resume_stages', 'compress',
+           'after_training']
 
 # %% ../../nbs/compress/05_training.ipynb #c17764c7
 import json, math, re, shutil, tempfile, time
@@ -21,12 +22,10 @@ from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, Trai
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..basics import atomic_write, bad_value, rel_path
-from ..spec import PTQ, QAT, KD, MP, Recipe, method_name
-from .distillation import Distill
+from ..spec import info_of, method_name, Recipe
 from .methods import Method, convert, total_loss
 from ..models.encoders import bf16_is_native
-from .pruning import Prune
-from .quantization import Quantize, calibrate
+from .quantization import calibrate, Quantize
 
 # %% ../../nbs/compress/05_training.ipynb #1a0121e2
 def encode(
@@ -280,11 +279,12 @@ def fit(
 
 # %% ../../nbs/compress/05_training.ipynb #bec73125
 def build(
-    stage:tuple, # records of one stage, from `combcomp.spec.parse`
-) -> list: # methods for training, in the order in which weights are masked, then rounded
-    "The methods that act during a stage; `ptq` acts after it"
-    acts = {KD: Distill, MP: Prune, QAT: Quantize}
-    return [acts[type(spec)](spec) for spec in stage if not isinstance(spec, PTQ)]
+    stage:tuple, # option records of one stage, from `combcomp.spec.parse`
+    trains:bool=True, # those that act in training, else those that act after it
+) -> list: # of `Method`, in the registry's order of application
+    "The methods of a stage; their classes are imported here"
+    used = [(info, options) for options in stage if (info := info_of(options)).trains == trains]
+    return [info.load()(options) for info, options in sorted(used, key=lambda pair: pair[0].order)]
 
 # %% ../../nbs/compress/05_training.ipynb #89c57e84
 def prepare(model, methods): # the methods
@@ -337,7 +337,7 @@ def compress(
         attached += methods
         if methods or i == 0:
             totals.append(fit(model, tokenizer, data, [*methods, *always], recipe=recipe, log=log, folder=folder, **kwargs))
-        attached += [calibrated(model, tokenizer, data, spec) for spec in stage if isinstance(spec, PTQ)]
+        attached += after_training(model, tokenizer, data, stage)
         if kept and i + 1 < len(stages):
             keep_stages(model, totals, done)
             shutil.rmtree(folder, ignore_errors=True)
@@ -345,12 +345,17 @@ def compress(
     return {k: sum(t[k] for t in totals) for k in ("train_seconds", "steps")} | dict(examples_per_second=_mean_speed(totals))
 
 # %% ../../nbs/compress/05_training.ipynb #45994708
-def calibrated(
+def after_training(
     model, tokenizer, data, # a trained model; a Dataset of `encode`
-    spec:PTQ,
-): # the method, attached
-    "A post-training quantizer, calibrated on the first training batches"
-    (method,) = prepare(model, [Quantize(spec)])
-    pad = lambda rows: tokenizer.pad({k: rows[k] for k in tokenizer.model_input_names if k in rows}, return_tensors="pt").to(model.device)
-    calibrate(model, method, (pad(data[i:i + 32]) for i in range(0, min(len(data), 32*spec.batches), 32)))
-    return method
+    stage:tuple, # option records of one stage
+) -> list: # of `Method`, attached
+    "The methods of a stage that act after training; a quantizer is calibrated on the first training batches"
+    columns = [c for c in tokenizer.model_input_names if c in data.column_names]
+    pad = lambda rows: tokenizer.pad({c: rows[c] for c in columns}, return_tensors="pt").to(model.device)
+    methods = build(stage, trains=False)
+    for method in methods:
+        prepare(model, [method])
+        if isinstance(method, Quantize):
+            end = min(len(data), 32*method.spec.batches)
+            calibrate(model, method, (pad(data[i:i + 32]) for i in range(0, end, 32)))
+    return methods

@@ -11,7 +11,7 @@ import pandas as pd
 
 from ..basics import bad_value
 from combcomp.spec import (
-    _last, FAMILIES, GLUE, method_name, parse, portable, Run, stages_of, task_title, WORDNET,
+    _last, FAMILIES, GLUE, info_of, parse, portable, Run, task_title, WORDNET,
 )
 from ..data.tasks import TASKS
 from ..models.encoders import source
@@ -20,7 +20,7 @@ from ..study.reductions import interval, KEYS
 from ..study.recommendation import _draws_if_any
 
 # %% auto #0
-__all__ = ['HUB_NAME', 'LOCAL', 'ASKED', 'SAID', 'REGRESSION', 'METRICS', 'SIZES', 'BASES', 'TAGS', 'card']
+__all__ = ['HUB_NAME', 'LOCAL', 'ASKED', 'REGRESSION', 'METRICS', 'SIZES', 'BASES', 'card']
 
 # %% ../../nbs/share/01_model_card.ipynb #85ad3ac9
 HUB_NAME = r"\w[\w.-]*/\w[\w.-]*"
@@ -57,32 +57,12 @@ ASKED = dict(cola="Is a sentence acceptable English?", sst2="Is a sentence from 
              accept="Is a usage example intact, or were two neighbouring words swapped?", wic="Is a word used in the same sense in two examples?",
              hypernym="Is what a gloss defines a kind of something?", glosssim="How similar are the nouns that two glosses define, from 0 to 1?")
 
-def _percent(share): return f"{100*share:g}%"
-
-def _in_integers(s):
-    "What a quantizer leaves"
-    read = "stay in float" if s.activations is None else f"are rounded to {s.activations} bits"
-    return f"weights are integers of {s.bits} bits with a scale for each output channel, embeddings of {s.embeddings} bits, and the inputs of linear layers {read}"
-
 # %% ../../nbs/share/01_model_card.ipynb #01701305
-def _kd(s):
-    copies = f"; up to {s.augment} changed {'copy' if s.augment == 1 else 'copies'} of each example were added"
-    further = f"; up to {s.transfer:,} further texts were added that only the larger model labelled"
-    return (f"*distillation*: {_percent(s.alpha)} of the loss compare its probabilities with those of a larger model, "
-            f"at temperature {s.temperature:g}; the labels have the rest" + copies*bool(s.augment) + further*bool(s.transfer))
-
-def _mp(s):
-    where = "each linear layer of the encoder" if s.scope == "layer" else "all linear layers of the encoder together"
-    return f"*magnitude pruning*: the smallest {_percent(s.sparsity)} of the weights of {where}{', and of the embeddings,' if s.embeddings else ''} are zero"
-
-SAID = dict(kd=_kd, mp=_mp, qat=lambda s: f"*quantization-aware training*: {_in_integers(s)}",
-            ptq=lambda s: f"*rounding after training*, its ranges set on {s.batches} batches: {_in_integers(s)}")
-
 def _methods(row):
     "What was done to a model, a line each"
-    stages = stages_of(Run(methods=row["methods"], recipe=row["recipe"]))
+    stages = Run(methods=row["methods"], recipe=row["recipe"]).combination.stages
     which = lambda i: f"training {i} of {len(stages)}, " if len(stages) > 1 else ""
-    lines = [f"- {which(i)}{SAID[method_name(s)](s)}." for i, stage in enumerate(stages, 1) for s in stage]
+    lines = [f"- {which(i)}{info_of(s).describe(s)}." for i, stage in enumerate(stages, 1) for s in stage]
     return "\n".join(lines) or "It was not compressed."
 
 # %% ../../nbs/share/01_model_card.ipynb #e7e8288f
@@ -239,8 +219,6 @@ def _origin(row):
     return "## How it was made\n\n" + "\n\n".join([_methods(row), f"Trained for {trained}. {took}", *taught, f"{', '.join(facts + versions)}."])
 
 # %% ../../nbs/share/01_model_card.ipynb #4db9b186
-TAGS = dict(kd="distillation", mp="pruning", qat="quantization", ptq="quantization")
-
 def _metadata(row, license):
     "The YAML of a card"
     from huggingface_hub import EvalResult, ModelCardData
@@ -248,7 +226,7 @@ def _metadata(row, license):
     data = dict(dataset_type="nyu-mll/glue", dataset_config=title) if row["task"] in GLUE else dict(dataset_type=title)
     result = EvalResult(task_type="text-classification", dataset_name=title, dataset_split=TASKS[title].evals[0] if known else "validation", **data,
                         metric_type=_clean(row["metric"]), metric_value=row[row["metric"]])
-    tags = ["bert", *dict.fromkeys(TAGS[method_name(s)] for stage in parse(row["methods"]) for s in stage)]
+    tags = ["bert", *dict.fromkeys(i.tag or i.label for stage in parse(row["methods"]) for i in map(info_of, stage))]
     name = _clean("-".join([row["family"], row["size"], title, row["methods"] or "none"]).replace("/", "-"))
     return ModelCardData(license=_license(row, license), base_model=_base(row), language="en" if known else None, pipeline_tag="text-classification", library_name="combcomp",
                          tags=tags, model_name=name, eval_results=[result]).to_yaml()

@@ -15,8 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..basics import check_number, bad_value
-from ..spec import SUBSETS, task_names, task_title
-from .figures import HALO, SIZES, STYLE, base, score_size
+from ..spec import table_order, task_names, task_title
+from .figures import HALO, SIZES, STYLE, score_size
 from .store import markdown
 from .reductions import KEYS, interval, max_reduction, mean_curve, points, seeds_of
 from .recommendation import recommend
@@ -32,7 +32,7 @@ def offered(
     tasks = [t for t, methods in results.groupby("task")["methods"] if {""} < {*methods}]
     if not tasks or not sizes: raise ValueError("explore: no task has an uncompressed run, a combination, and sizes of all; `make grid` makes such rows, and `study_rows` chooses them")
     combinations = {*points(results, sizes[0])["combination"]} # this refuses rows that were trained differently
-    return tasks, sorted(combinations, key=lambda m: (SUBSETS.index(base(m)), m)), sizes
+    return tasks, sorted(combinations, key=table_order), sizes
 
 # %% ../../nbs/study/11_explorer.ipynb #ad7c368a
 class Study:
