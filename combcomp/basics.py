@@ -4,27 +4,30 @@
 
 # %% ../nbs/basics.ipynb #d1f19583
 from __future__ import annotations
-import difflib, math, os, platform, subprocess, sys, threading, uuid
+import difflib, math, os, platform, shutil, subprocess, sys, tempfile, threading, uuid
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['LEASE', 'bad_value', 'check_number', 'check_fields', 'root', 'outputs_dir', 'rel_path', 'atomic_write', 'lease',
-           'split_list', 'parameters', 'online', 'hub', 'environment']
+__all__ = ['LEASE', 'bad_value', 'check_number', 'check_fields', 'root', 'outputs_dir', 'rel_path', 'atomic_write',
+           'atomic_folder', 'lease', 'split_list', 'import_object', 'parameters', 'online', 'missing_download', 'hub',
+           'device_name', 'installed_version', 'current_commit', 'environment']
 
 # %% ../nbs/basics.ipynb #29d50fad
-if os.environ.get("IN_TEST"): os.environ.setdefault("OMP_NUM_THREADS", "1")
+if os.environ.get("IN_TEST"):
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # %% ../nbs/basics.ipynb #99578ca0
 def bad_value(
-    where:str, # what was being read: `Run`, `mp`, ...
+    where:str, # what is being read: `Run`, `mp`, ...
     name:str, # the field
     value, # what it was given
-    allowed, # a sentence, or the values to choose from
+    allowed, # the values to choose from, or a sentence
 ): # always raises
-    "Raise a ValueError naming the field, the value and what is allowed, with the nearest allowed value if one is close"
+    "Raise a ValueError with the field, the value and what is allowed, and the nearest allowed value if one is close"
     near = [] if isinstance(allowed, str) else difflib.get_close_matches(str(value), [str(o) for o in allowed], 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     text = allowed if isinstance(allowed, str) else "one of " + ", ".join(repr(o) for o in allowed)
@@ -37,78 +40,121 @@ def check_number(
     low:float, high:float, # the interval
     open_low:bool=False, open_high:bool=False, # is that end excluded?
 ): # `value` as `kind`
-    "Check that `value` is a finite number of a kind inside an interval, else ValueError"
-    interval = f"{'an int' if kind is int else 'a float'} in {'(' if open_low else '['}{low}, {high}{')' if open_high else ']'}"
+    "Check that `value` is a finite number of a kind and in an interval, else raise ValueError"
+    left, right = "(" if open_low else "[", ")" if open_high else "]"
+    interval = f"{'an int' if kind is int else 'a float'} in {left}{low}, {high}{right}"
     ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not ok or (kind is int and value != int(value)): bad_value(where, name, value, interval)
+    if not ok or (kind is int and value != int(value)):
+        bad_value(where, name, value, interval)
     if not low <= value <= high or (open_low and value == low) or (open_high and value == high):
         bad_value(where, name, value, interval)
     return kind(value)
 
 # %% ../nbs/basics.ipynb #ca61761e
 def check_fields(
-    record, # a frozen dataclass instance; its class name, in lower case, is the `where` of messages
+    record, # a frozen dataclass instance; messages begin with its class name in lower case
     **bounds, # field -> (kind, low, high) and, for open ends, "(" or ")" or both
-): # nothing: normalises the fields in place
-    "Check the numeric fields of a frozen record while it is being made"
+): # nothing; the fields are converted in place
+    "Check the numeric fields of a frozen record, in its `__post_init__`"
     for name, (kind, low, high, *ends) in bounds.items():
-        value = check_number(type(record).__name__.lower(), name, getattr(record, name), kind, low, high, "(" in "".join(ends), ")" in "".join(ends))
+        value = check_number(type(record).__name__.lower(), name, getattr(record, name), kind, low, high,
+                             open_low="(" in "".join(ends), open_high=")" in "".join(ends))
         object.__setattr__(record, name, value)
 
 # %% ../nbs/basics.ipynb #8bef9961
 def root(
-    start=None, # where to begin looking; the working directory if None
+    start=None, # where the search begins; the working directory if None
 ) -> Path: # the folder that holds settings.ini, else `start`
     "The project's folder"
     start = Path(start or Path.cwd()).resolve()
     return next((d for d in (start, *start.parents) if (d/"settings.ini").is_file()), start)
 
 def outputs_dir(
-    path=None, # a folder; None means $COMBCOMP_OUTPUTS or <root>/outputs
+    path=None, # a folder; None is $COMBCOMP_OUTPUTS or <root>/outputs
 ) -> Path: # absolute
     "The folder of rows, predictions, models and caches"
     return Path(path or os.environ.get("COMBCOMP_OUTPUTS") or root()/"outputs").resolve()
 
 # %% ../nbs/basics.ipynb #c46f37ce
 def rel_path(path) -> str: # relative to the project if inside it
-    "A path as people should read it"
+    "A path for people to read"
     path = Path(path).resolve()
     return str(path.relative_to(root())) if path.is_relative_to(root()) else str(path)
 
 # %% ../nbs/basics.ipynb #25969c3f
 def atomic_write(
-    path, # of the file to be
-    write, # a function of the path of a temporary file beside it
+    path, # of the file
+    write, # a function that gets the path of a temporary file in the same folder
 ): # nothing
-    "Write a file so that it is either whole or not there"
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-    passing = path.with_name(f".writing-{uuid.uuid4().hex}{path.suffix}") # not mkstemp: colleagues should be able to read it
-    try: write(str(passing)); os.replace(passing, path)
-    except BaseException: passing.unlink(missing_ok=True); raise
+    "Write a file so that it is either complete or absent"
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".writing-{uuid.uuid4().hex}{path.suffix}") # mkstemp would make it unreadable for others
+    try:
+        write(str(temporary))
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+# %% ../nbs/basics.ipynb #f01de400
+def atomic_folder(
+    path, # of the folder
+    write, # a function that fills a temporary folder next to it
+): # nothing
+    "Write a folder so that it is either complete, with an empty file `done` in it, or absent; a complete one is kept"
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=".writing-"))
+    try:
+        temporary.chmod(0o755) # mkdtemp makes it unreadable for others
+        write(temporary)
+        (temporary/"done").touch()
+        if not (path/"done").is_file():
+            shutil.rmtree(path, ignore_errors=True)
+        try:
+            os.rename(temporary, path)
+        except OSError: # another process was faster
+            if not (path/"done").is_file():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 # %% ../nbs/basics.ipynb #5a0872cb
-LEASE = 60.0 # seconds without a sign of life after which a holder counts as gone; the same for everyone
+LEASE = 60.0 # seconds without a sign of life after which the holder counts as dead; the same for all processes
 
 def lease(
-    path, # of what is to be made
-): # a `filelock.SoftFileLease`, whose file stands beside it
-    "The right to make a file or folder, for `with`; whoever comes second waits"
+    path, # of what is going to be made
+): # a `filelock.SoftFileLease` on <path>.lease
+    "A lock for `with` that one process holds at a time; the others wait, and take over if the holder dies"
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     return _lease(f"{path}.lease")
 
 @lru_cache(None)
 def _lease(path):
-    "One object for each path, since it counts the seconds between two looks"
+    "One object per path, because it measures the time between two of its own checks"
     from filelock import SoftFileLease
     return SoftFileLease(path, lease_duration=LEASE)
 
 # %% ../nbs/basics.ipynb #h0000071
 def split_list(
-    text:str, # with commas; `all` is every one
-    every, # all that there are
+    text:str, # names with commas between them; `all` is all of `every`
+    every, # all names there are
 ) -> list: # of strings
-    "Names separated by commas"
-    return [*every] if text == "all" else [t.strip() for t in str(text).split(",") if t.strip()]
+    "Names separated by commas as a list"
+    if text == "all":
+        return [*every]
+    return [t.strip() for t in str(text).split(",") if t.strip()]
+
+# %% ../nbs/basics.ipynb #f01de401
+def import_object(
+    path, # "module:name"; anything but a string is returned as it is
+): # what has that name in the module
+    "Import an object by its path, so that a registry can name code that loads only when it is used"
+    if not isinstance(path, str):
+        return path
+    module, name = path.split(":")
+    return getattr(import_module(module), name)
 
 # %% ../nbs/basics.ipynb #b0c60fd8
 def parameters(
@@ -125,27 +171,35 @@ def parameters(
 # %% ../nbs/basics.ipynb #3b268ce2
 @lru_cache(None)
 def online(
-    timeout:float=5, # seconds, in all
-) -> bool: # can the hub be reached from this process?
-    "Ask the hub once, briefly; the answer is kept"
+    timeout:float=5, # seconds, in total
+) -> bool: # can this process reach the hub?
+    "Ask the hub once per process whether it is reachable"
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
     answer = []
     def ask():
-        try: answer.append(get_session().head(constants.ENDPOINT, timeout=timeout).status_code < 500)
-        except Exception: pass
+        try:
+            answer.append(get_session().head(constants.ENDPOINT, timeout=timeout).status_code < 500)
+        except Exception: # no connection, in any of its forms
+            pass
     if not constants.HF_HUB_OFFLINE:
-        (thread := threading.Thread(target=ask, daemon=True)).start()
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
         thread.join(timeout)
     return answer == [True]
 
 # %% ../nbs/basics.ipynb #def557ea
-def _ways_out(what, instead, asked):
-    "The message of a missing download"
-    why = "HF_HUB_OFFLINE is set" if asked else "the Hugging Face hub cannot be reached"
-    ways = ["set HF_HOME to a folder whose cache has it" + ("" if asked else " (and HF_HUB_OFFLINE=1, to skip the question)"),
-            "run once with a network" + (" and without HF_HUB_OFFLINE" if asked else ""), *([instead] if instead else [])]
-    return f"{what} is not in the local cache and {why}. Ways out: " + "; ".join(ways)
+def missing_download(
+    what:str, # what was asked for
+    instead:str="", # what works without a network
+    offline:bool=False, # was HF_HUB_OFFLINE set?
+) -> str:
+    "The error message for something that is not in the cache and cannot be downloaded"
+    why = "HF_HUB_OFFLINE is set" if offline else "the Hugging Face hub cannot be reached"
+    home = "set HF_HOME to a folder whose cache has it"
+    once = "run once with a network"
+    ways = [home, f"{once} and without HF_HUB_OFFLINE"] if offline else [f"{home} (and HF_HUB_OFFLINE=1)", once]
+    return f"{what} is not in the local cache and {why}. You can " + "; or ".join([*ways, *([instead] if instead else [])])
 
 # %% ../nbs/basics.ipynb #512f33a6
 @contextmanager
@@ -153,38 +207,54 @@ def hub(
     what:str="a model or data set", # for the message
     instead:str="", # what works without a network, for the message
 ):
-    "A block that reads from the hub: offline mode and a ConnectionError with ways out if there is no network"
+    "A block that reads from the hub: without a network, offline mode and a ConnectionError that says what to do"
     from huggingface_hub import constants
-    if online(): yield; return
-    places = [m for m in (constants, getattr(sys.modules.get("datasets"), "config", None)) if m]
-    before = [m.HF_HUB_OFFLINE for m in places]
-    for m in places: m.HF_HUB_OFFLINE = True
-    try: yield
-    except (OSError, ValueError) as e: raise ConnectionError(_ways_out(what, instead, before[0])) from e
+    if online():
+        yield
+        return
+    modules = [m for m in (constants, getattr(sys.modules.get("datasets"), "config", None)) if m]
+    before = [m.HF_HUB_OFFLINE for m in modules]
+    for m in modules:
+        m.HF_HUB_OFFLINE = True
+    try:
+        yield
+    except (OSError, ValueError) as e:
+        raise ConnectionError(missing_download(what, instead, before[0])) from e
     finally:
-        for m, b in zip(places, before): m.HF_HUB_OFFLINE = b
+        for m, b in zip(modules, before):
+            m.HF_HUB_OFFLINE = b
 
 # %% ../nbs/basics.ipynb #38f5c775
-def environment() -> dict: # device, threads, versions, commit
-    "What a result may depend on beside its `Run`"
-    return dict(device=_device(), threads=int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())), python=platform.python_version(), commit=_commit(),
-                **{f"version_{p}": _version(p) for p in ("combcomp", "torch", "transformers", "datasets")})
-
-def _device():
-    "The name of the GPU, or of the processor"
+def device_name() -> str:
+    "The name of the GPU, or of the processor if there is none"
     import torch
-    if torch.cuda.is_available(): return torch.cuda.get_device_name()
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
     cpus = Path("/proc/cpuinfo")
-    names = [l.split(":")[1].strip() for l in cpus.read_text().splitlines() if l.startswith("model name")] if cpus.is_file() else []
+    lines = cpus.read_text().splitlines() if cpus.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
-# %% ../nbs/basics.ipynb #5661786c
-def _version(package):
-    "The installed version, or nothing"
-    try: return version(package)
-    except PackageNotFoundError: return ""
+def installed_version(package:str) -> str: # "" if it is not installed
+    "The version of an installed package"
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
-def _commit():
-    "The commit that is checked out, or nothing outside a checkout"
-    try: return subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=root(), capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError): return ""
+def current_commit() -> str: # 12 digits; "" outside a checkout
+    "The commit that is checked out"
+    command = ["git", "rev-parse", "--short=12", "HEAD"]
+    try:
+        done = subprocess.run(command, cwd=root(), capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+# %% ../nbs/basics.ipynb #5661786c
+def environment() -> dict: # device, threads, python, commit, versions
+    "What a result may depend on besides its `Run`"
+    packages = ("combcomp", "torch", "transformers", "datasets")
+    return dict(device=device_name(), threads=int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())),
+                python=platform.python_version(), commit=current_commit(),
+                **{f"version_{p}": installed_version(p) for p in packages})

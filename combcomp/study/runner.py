@@ -16,7 +16,8 @@ from pathlib import Path
 
 from ..basics import LEASE, lease, outputs_dir, bad_value, rel_path, environment
 from combcomp.spec import (
-    KD, learning_rate, parse, portable, recipe_epochs, recipe_of, Run, stages_of, task_title, teacher_run,
+    KD, learning_rate, parse, portable, recipe_epochs, recipe_of, resolve_task, Run, stages_of, task_title,
+    teacher_run,
 )
 from ..data.tasks import majority, metrics, score, task_of
 from ..data.loading import load_task
@@ -294,7 +295,7 @@ def run(
     report_to:str="none", # an experiment tracker that `Trainer` knows: tensorboard, mlflow, wandb
 ) -> dict: # the row
     "Train, compress, pack and evaluate one `Run`, and write its row; a run that is done is returned as it is"
-    measure, out = _wanted(measure), writable(outputs_dir(outputs))
+    cfg, measure, out = resolve_task(cfg), _wanted(measure), writable(outputs_dir(outputs))
     more = dict(checkpoint=checkpoint, report_to=report_to); tracking(report_to)
     if force or read_row(cfg.id, out) is None:
         with hushed(): _prepare(cfg, out, log, **more)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 
 from ..basics import LEASE, split_list, check_number, outputs_dir, bad_value, rel_path
-from ..spec import FAMILIES, GLUE, limits_of, Run, SUBSETS, WORDNET
+from ..spec import FAMILIES, GLUE, limits_of, resolve_task, Run, SUBSETS, WORDNET
 from ..compress.training import tracking
 from combcomp.study.store import (
     failure_file, load_results, read_failure, read_row, row_file, save_failure, writable,
@@ -93,7 +93,7 @@ def try_run(
     **options, # of `run`
 ) -> str: # done, failed, or held by another process
     "Make a run if nobody else does, and if it fails, write down how"
-    out = writable(outputs_dir(outputs))
+    cfg, out = resolve_task(cfg), writable(outputs_dir(outputs))
     with claimed(cfg, out, wait=False) as holder:
         if holder is None: return "held"
         try: run(cfg, out, log=log, **options)
@@ -264,7 +264,9 @@ def grid(
     import pandas as pd
     if engine not in ENGINES: bad_value("grid", "engine", engine, ENGINES)
     check_number("grid", "workers", workers, int, 1, 1024)
-    asked = [*dict.fromkeys(todo)]; todo, out = ordered(asked), outputs_dir(outputs); hush()
+    asked = [*dict.fromkeys(map(resolve_task, todo))]
+    todo, out = ordered(asked), outputs_dir(outputs)
+    hush()
     if more := len(todo) - len(asked): log(f"{more} more than the {len(asked)} asked for: teachers, and what is to be rounded", flush=True)
     if retry_failed and not dry_run:
         for c in todo: failure_file(c.id, out).unlink(missing_ok=True)
