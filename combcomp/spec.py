@@ -170,10 +170,11 @@ class Task:
     headline: str = "accuracy" # the metric that is the score
     also: tuple = () # further metrics that are reported
     evals: tuple = ("validation",) # evaluation splits, the headline one first
-    augment: tuple | None = () # text columns in which synonyms may replace words; () is the first one, None is none
-    data: object = field(default=None, repr=False) # function of (task, cache) that returns a DatasetDict, or its path
-    transfer: object = field(default=None, repr=False) # the same for a Dataset of unlabelled texts: (task, data, cache)
-    counts: object = field(default=None, repr=False) # the same for what `count_data` returns: (task, cache)
+    augment: tuple | None = () # text columns that synonyms may change; () is the first one, None is none
+    # functions, or paths of functions, "module:function"
+    data: object = field(default=None, repr=False) # (task, cache) -> DatasetDict
+    transfer: object = field(default=None, repr=False) # (task, data, cache) -> Dataset of more texts
+    counts: object = field(default=None, repr=False) # (task, cache) -> dict; None counts the loaded data
     question: str = "" # what it asks, for the model card
     language: str = "" # code of the texts' language, for the model card: en
     source: str = "" # hub name of the data, for the model card
@@ -190,7 +191,8 @@ class Task:
 # %% ../nbs/spec.ipynb #7a5c0003
 _glue = dict(data="combcomp.data.loading:glue_data", source="nyu-mll/glue", language="en",
              license="The texts it was trained on are from GLUE, whose tasks have licences of their own.")
-_wordnet = dict(data="combcomp.data.wordnet:wordnet_data", transfer="combcomp.data.wordnet:wordnet_transfer", language="en",
+_wordnet = dict(data="combcomp.data.wordnet:wordnet_data", transfer="combcomp.data.wordnet:wordnet_transfer",
+                language="en",
                 license="The texts it was trained on are from WordNet 3.0, under Princeton's licence.")
 _pair, _entailed = ("sentence1", "sentence2"), ("entailment", "not_entailment")
 
@@ -211,7 +213,8 @@ TASKS = {t.name: t for t in (
     Task("qnli", ("question", "sentence"), _entailed, question="Does a sentence answer a question?", **_glue),
     Task("rte", _pair, _entailed, question="Does one sentence entail another?", **_glue),
     Task("supersense", ("gloss",),
-         ("artifact", "plant", "animal", "person", "act", "communication", "state", "attribute", "substance", "cognition"),
+         ("artifact", "plant", "animal", "person", "act", "communication", "state", "attribute", "substance",
+          "cognition"),
          question="Of which category is the noun that a gloss defines?", **_wordnet),
     Task("accept", ("sentence",), ("swapped", "acceptable"), also=("matthews",),
          question="Is a usage example intact, or were two neighbouring words swapped?", **_wordnet),
@@ -224,19 +227,20 @@ TASKS = {t.name: t for t in (
 )} # name -> `Task`
 
 def register_task(task:Task):
-    "Add a task to `TASKS`; ValueError for a name that is taken or that `Run` cannot read. `del TASKS[name]` removes it"
+    "Add a task to `TASKS`; ValueError for a name that is taken or unusable. `del TASKS[name]` removes it"
     if not re.fullmatch(r"\w[\w.-]*", task.name) or os.path.splitext(task.name)[1]:
         bad_value("Task", "name", task.name, "letters, digits, _ and -")
     if task.name in TASKS:
-        bad_value("Task", "name", task.name, f"new; {task.name} is registered already, and del TASKS[{task.name!r}] removes it")
+        bad_value("Task", "name", task.name, f"registered already; del TASKS[{task.name!r}] removes it")
     if not task.data:
-        bad_value("Task", "data", task.data, "a function of (task, cache) that returns a DatasetDict, or 'module:function'")
+        bad_value("Task", "data", task.data, "a function, (task, cache) -> DatasetDict, or 'module:function'")
     TASKS[task.name] = task
 
 # %% ../nbs/spec.ipynb #d8c61224
 FILE = re.compile(r"file:(?P<path>[^?#]+)(?:\?(?P<query>[^#]*))?(?:#(?P<digest>[0-9a-f]{12}))?")
-OPTIONS = dict(text=None, label=None, validation=None, unlabelled=None, kind=("classification", "regression"),
-               language=("english", "other"), missing=("drop", "transfer")) # option of a file task -> its values, if they are fixed
+OPTIONS = dict(text=None, label=None, validation=None, unlabelled=None, # of a file task, and their values
+               kind=("classification", "regression"), language=("english", "other"),
+               missing=("drop", "transfer"))
 
 def parse_file_task(
     task:str, # file:<path>?<options>#<digest>
@@ -254,19 +258,23 @@ def parse_file_task(
             bad_value("file task", k, v, OPTIONS[k] or "the name of a column or file")
         options.setdefault(k, []).append(v)
     if repeated := [k for k, v in options.items() if len(v) > 1 + (k == "text")]:
-        raise ValueError(f"file task: {task[:80]!r} has {repeated[0]} too often; text may occur twice, the rest once")
-    return m["path"].replace("%2C", ","), {k: v if k == "text" else v[0] for k, v in options.items()}, m["digest"]
+        raise ValueError(f"file task: {task[:80]!r} has {repeated[0]} too often; text may occur twice, the "
+                         "rest once")
+    options = {k: v if k == "text" else v[0] for k, v in options.items()}
+    return m["path"].replace("%2C", ","), options, m["digest"]
 
 def file_task(
     path, options:dict, digest:str|None=None, # as from `parse_file_task`; options that are None are left out
 ) -> str: # without commas, which separate tasks
     "The name of a file task, its options always in the same order"
-    pairs = [(k, v) for k in OPTIONS for v in (options.get(k) if k == "text" else [options.get(k)]) or [] if v]
+    values = lambda k: options.get(k) or [] if k == "text" else [options.get(k)]
+    pairs = [(k, v) for k in OPTIONS for v in values(k) if v]
     query = urlencode(pairs, quote_via=quote, safe="/ ")
     return (f"file:{path}" + f"?{query}"*bool(query) + f"#{digest}"*bool(digest)).replace(",", "%2C")
 
 # %% ../nbs/spec.ipynb #7a5c000a
-FILE_TASKS = dict(name="combcomp.data.text_files:resolve", task="combcomp.data.text_files:own_task") # what reads the files
+# what reads the files: name -> full name, and (name, cache) -> `Task`
+FILE_TASKS = dict(name="combcomp.data.text_files:resolve", task="combcomp.data.text_files:own_task")
 
 def check_task(
     task:str, # as in `Run`
@@ -283,7 +291,7 @@ def check_task(
 def full_task_name(
     task:str, # as in `Run`
 ) -> str: # as rows have it
-    "The name of a task, of a file with columns and digest; ValueError or FileNotFoundError if the file cannot be a task"
+    "The name of a task, of a file with columns and digest; ValueError or FileNotFoundError for a bad file"
     task = check_task(task)
     return import_object(FILE_TASKS["name"])(task) if task.startswith("file:") else task
 
@@ -300,7 +308,8 @@ def portable(task:str) -> str: # the full name without folders
     if not task.startswith("file:"):
         return task
     path, rest = re.fullmatch(r"file:([^?#]*)(.*)", task, re.S).groups()
-    return f"file:{last_part(path)}" + re.sub("(?<=validation=|unlabelled=)[^&#]*", lambda m: last_part(m[0]), rest)
+    rest = re.sub("(?<=validation=|unlabelled=)[^&#]*", lambda m: last_part(m[0]), rest)
+    return f"file:{last_part(path)}{rest}"
 
 # %% ../nbs/spec.ipynb #a1c30001
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ def check_splits(
         split = data[name]
         for column in (*task.texts, "label"):
             if column not in split.column_names:
-                raise ValueError(f"{task.title}: {name} has no column {column!r}; it has {', '.join(split.column_names)}")
+                raise ValueError(f"{task.title}: {name} has no column {column!r}; it has "
+                                 f"{', '.join(split.column_names)}")
         found = tuple(getattr(split.features["label"], "names", None) or ()) or None
         if found and found != task.labels:
             raise ValueError(f"{task.title}: the data's labels are {found}, the task's are {task.labels}; "
@@ -84,7 +85,8 @@ def hold_out(
     "Use the last `held_out_rows` of the training set in place of the evaluation splits"
     order = stratified_order(data["train"]["label"], not task.labels)
     n = len(order) - held_out_rows(len(order))
-    return type(data)({"train": data["train"].select(order[:n]), task.evals[0]: data["train"].select(order[n:])})
+    train, held = (data["train"].select(part) for part in (order[:n], order[n:]))
+    return type(data)({"train": train, task.evals[0]: held})
 
 def load_splits(
     task:Task, cache=None, # as for `load_task`
@@ -99,7 +101,7 @@ def load_task(
     cache=None, # folder for WordNet tasks and copies of files; None is <outputs>/cache
     split:str="validation", # or heldout: a part of the training set in place of the evaluation splits
 ): # a DatasetDict: train and the evaluation splits; columns: the texts, label, idx
-    "The data of a task; ValueError if nothing can be learned from them, ConnectionError if the hub is needed and not reachable"
+    "The data of a task; ValueError if nothing can be learned from them, ConnectionError without the hub"
     task = task_of(name, cache)
     data, _ = load_splits(task, cache)
     if split == "heldout":
@@ -109,14 +111,15 @@ def load_task(
         raise ValueError(f"{task.title}: the training set is empty")
     labels = label_vector(task, data["train"]["label"])
     if len(np.unique(labels)) < 2:
-        raise ValueError(f"{task.title}: all {len(labels)} training rows have the label {labels[0]}; use a larger limit")
+        raise ValueError(f"{task.title}: all {len(labels)} training rows have the label {labels[0]}; use a "
+                         "larger limit")
     return data
 
 # %% ../../nbs/data/04_loading.ipynb #e00a1d77
 def find_transfer(
     name, limit, cache, split, # as for `load_task`
 ) -> tuple: # (the task, rows of texts, reason -> how many rows it excludes)
-    "All texts for a teacher: what `limit` leaves of the training set, then those of the task's `transfer` function"
+    "All texts for a teacher: what `limit` leaves out, then those of the task's `transfer` function"
     task = task_of(name, cache)
     data, cache = load_splits(task, cache)
     further = import_object(task.transfer)(task, data, cache) if task.transfer else None
@@ -164,5 +167,5 @@ def count_data(
         return import_object(task.counts)(task, cache)
     data, cache = load_splits(task, cache)
     further = import_object(task.transfer)(task, data, cache) if task.transfer else ()
-    return text_counts([data["train"][t][:] for t in task.texts], len(data["train"]), len(data[task.evals[0]]),
-                       len(further), task.augment)
+    columns, held = [data["train"][t][:] for t in task.texts], data[task.evals[0]]
+    return text_counts(columns, len(data["train"]), len(held), len(further), task.augment)

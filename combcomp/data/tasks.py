@@ -131,10 +131,11 @@ def unseen_rows(
     train, # the training set, a Dataset
     held:list, # evaluation splits
 ) -> tuple: # (rows that are new, reason -> how many rows it excludes)
-    "Rows that are not in the training or an evaluation set, each once; capitals and spaces make no difference"
+    "Rows that are in no other set, each once; capitals and spaces make no difference"
     normal = lambda texts: tuple(" ".join(t.lower().split()) for t in texts)
+    rows_of = lambda split: zip(*(split[t][:] for t in task.texts))
     splits = [(train, "in the training set"), *((split, "in the validation set") for split in held)]
-    known = {normal(row): reason for split, reason in splits for row in zip(*(split[t][:] for t in task.texts))}
+    known = {normal(row): reason for split, reason in splits for row in rows_of(split)}
     kept, excluded = [], Counter()
     for row in rows:
         if (key := normal(row)) in known:
@@ -149,7 +150,8 @@ def text_counts(
     columns:list, # text columns of the training set, lists of strings
     train:int, validation:int, transfer:int, # rows
     augment, # as in `Task`
-) -> dict: # train, validation, tokens (of a text or pair), changed (share of the copies), transfer; the last three about
-    "What the schedule needs to know about the data of a task"
+) -> dict: # train, validation, tokens (mean of a text or pair), changed (share of the copies), transfer
+    "What the schedule needs to know about the data of a task; tokens and changed are estimates"
     words = np.mean([sum(len(t.split()) for t in row) for row in zip(*(t[:1000] for t in columns))])
-    return dict(train=train, validation=validation, tokens=1.3*words + 3, changed=0.3 if augment else 0.0, transfer=transfer)
+    changed = 0.3 if augment else 0.0
+    return dict(train=train, validation=validation, tokens=1.3*words + 3, changed=changed, transfer=transfer)

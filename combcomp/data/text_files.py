@@ -37,26 +37,28 @@ def read_text(path:Path) -> str:
 # %% ../../nbs/data/03_text_files.ipynb #4b1de4ea
 def read_csv(path:Path) -> list: # of dicts
     "The rows of a CSV file, its delimiter found in the header; ValueError for a row of another length"
-    text, name = read_text(path), path.name
+    text, name, found, header = read_text(path), path.name, [], None
     first = text[:text.find("\n")] if "\n" in text else text
     delimiter = max("\t" if path.suffix == ".tsv" else ",;\t|", key=first.count)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    limit, found, header = csv.field_size_limit(2**31 - 1), [], None
+    place = lambda: f"{name}: row {len(found) + 1} (line {rows.line_num})"
+    limit = csv.field_size_limit(2**31 - 1)
     try:
         for row in rows:
             if header is None:
                 header = [column.strip() for column in row]
             elif row and len(row) != len(header):
-                raise ValueError(f"{name}: row {len(found) + 1} (line {rows.line_num}) has {len(row)} fields, the header has "
-                                 f"{len(header)}; put texts that contain the delimiter in quotes")
+                raise ValueError(f"{place()} has {len(row)} fields, the header has {len(header)}; "
+                                 "put texts that contain the delimiter in quotes")
             elif row:
                 found.append(dict(zip(header, row)))
     except csv.Error as e:
-        raise ValueError(f"{name}: row {len(found) + 1} (line {rows.line_num}) cannot be read: {e}") from None
+        raise ValueError(f"{place()} cannot be read: {e}") from None
     finally:
         csv.field_size_limit(limit)
-    if len({*(header or ())}) < len(header or ()):
-        raise ValueError(f"{name}: two columns have the name {Counter(header).most_common(1)[0][0]!r}; rename one")
+    column, times = Counter(header).most_common(1)[0] if header else ("", 0)
+    if times > 1:
+        raise ValueError(f"{name}: two columns have the name {column!r}; rename one")
     return found
 
 # %% ../../nbs/data/03_text_files.ipynb #eb7a2d04
@@ -75,7 +77,7 @@ def read_json(path:Path) -> list: # of dicts
         rows = [parse(line, f"row {i} (line {i}) ") for i, line in lines]
     for i, row in enumerate(rows, 1):
         if not isinstance(row, dict):
-            raise ValueError(f"{name}: row {i} is {str(row)[:40]!r}; expected an object with names and values")
+            raise ValueError(f"{name}: row {i} is {str(row)[:40]!r}; expected an object of names and values")
     return rows
 
 # %% ../../nbs/data/03_text_files.ipynb #e12478f1
@@ -117,12 +119,12 @@ def read_columns(
     return columns, known
 
 # %% ../../nbs/data/03_text_files.ipynb #068fd93e
-LABELS = ("label", "labels", "class", "category", "target", "sentiment", "intent", "topic", "stars", "rating", "score",
-          "similarity", "y")
-PAIRS = (("sentence1", "sentence2"), ("text1", "text2"), ("premise", "hypothesis"), ("question1", "question2"),
-         ("question", "answer"), ("question", "sentence"), ("query", "document"))
-TEXTS = ("text", "sentence", "review", "content", "comment", "body", "message", "tweet", "document", "question",
-         "description", "utterance", "title")
+LABELS = ("label", "labels", "class", "category", "target", "sentiment", "intent", "topic", "stars", "rating",
+          "score", "similarity", "y")
+PAIRS = (("sentence1", "sentence2"), ("text1", "text2"), ("premise", "hypothesis"),
+         ("question1", "question2"), ("question", "answer"), ("question", "sentence"), ("query", "document"))
+TEXTS = ("text", "sentence", "review", "content", "comment", "body", "message", "tweet", "document",
+         "question", "description", "utterance", "title")
 
 def guess_texts(
     columns:dict, # column -> values
@@ -184,8 +186,8 @@ def guess_kind(
     return "classification" if ids else "regression"
 
 # %% ../../nbs/data/03_text_files.ipynb #5f372e40
-COMMON = frozenset("""the of and to a in is that it for on was with as be this are not have at by you from but they an or we his
-her there their""".split())
+COMMON = frozenset("""the of and to a in is that it for on was with as be this are not have at by you from but
+they an or we his her there their""".split())
 
 def is_english(
     texts:list, # of strings; the first 500 are used
@@ -211,8 +213,8 @@ def complete_rows(
     rows = {i for i, _ in missing}
     if missing and not drop:
         i, c = min(missing)
-        raise ValueError(f"{name}: row {i + 1} has nothing in column {c!r} ({len(rows)} such row(s)); fill it in, or "
-                         "leave such rows out with missing=drop")
+        raise ValueError(f"{name}: row {i + 1} has nothing in column {c!r} ({len(rows)} such row(s)); "
+                         "fill it in, or leave such rows out with missing=drop")
     kept = {c: [v for i, v in enumerate(columns[c]) if i not in rows] for c in used}
     return kept, [i + 1 for i in range(len(columns[used[0]])) if i not in rows]
 
@@ -227,14 +229,16 @@ def check_texts(
     "ValueError for a text that is not a string, too long, or not UTF-8"
     for c in texts:
         for i, v in zip(rows, columns[c]):
+            place = f"{name}: row {i}, column {c!r}"
             if not isinstance(v, str):
-                raise ValueError(f"{name}: row {i}, column {c!r} is {str(v)[:40]!r}; expected a text")
+                raise ValueError(f"{place} is {str(v)[:40]!r}; expected a text")
             if len(v) > LONGEST:
-                raise ValueError(f"{name}: row {i}, column {c!r} has {len(v):,} characters; at most {LONGEST:,} are allowed "
-                                 "(is a quote never closed?)")
+                raise ValueError(f"{place} has {len(v):,} characters; at most {LONGEST:,} are allowed (is a "
+                                 "quote never closed?)")
             if bad := SURROGATES.search(v):
-                raise ValueError(f"{name}: row {i}, column {c!r} is not UTF-8 after {v[max(0, bad.start() - 20):bad.start()]!r}; "
-                                 "save the file as UTF-8, or convert it: iconv -f latin1 -t utf-8")
+                before = v[max(0, bad.start() - 20):bad.start()]
+                raise ValueError(f"{place} is not UTF-8 after {before!r}; save the file as UTF-8, or convert "
+                                 "it: iconv -f latin1 -t utf-8")
 
 # %% ../../nbs/data/03_text_files.ipynb #5db4f280
 def class_names(
@@ -246,12 +250,12 @@ def class_names(
     found = {*words}
     every = known or tuple(sorted(found, key=lambda n: (float(n), n)) if as_numbers(found) else sorted(found))
     if len(found) < 2:
-        raise ValueError(f"{name}: all {len(words)} rows have {words[0]!r} in column {column!r}; there is nothing to predict. "
-                         "Is it the right column? label= names another")
+        raise ValueError(f"{name}: all {len(words)} rows have {words[0]!r} in column {column!r}; there is "
+                         "nothing to predict. Is it the right column? label= names another")
     if len(every) > CLASSES:
-        raise ValueError(f"{name}: column {column!r} has {len(every)} different values, for example {words[0]!r} in row "
-                         f"{rows[0]}; at most {CLASSES} classes are possible. Is it the right column? label= names another, "
-                         "kind=regression predicts numbers")
+        raise ValueError(f"{name}: column {column!r} has {len(every)} different values, for example "
+                         f"{words[0]!r} in row {rows[0]}; at most {CLASSES} classes are possible. Is it the "
+                         "right column? label= names another, kind=regression predicts numbers")
     return every
 
 # %% ../../nbs/data/03_text_files.ipynb #7e2db492
@@ -276,12 +280,13 @@ def read_numbers(
     for i, v in zip(rows, values):
         number = as_numbers([v])
         if not number or not np.isfinite(number[0]):
-            raise ValueError(f"{name}: row {i} has {str(v)[:40]!r} in column {column!r}, which is not a number; "
-                             "kind=classification takes words")
+            raise ValueError(f"{name}: row {i} has {str(v)[:40]!r} in column {column!r}, which is not a "
+                             "number; kind=classification takes words")
     found = as_numbers(values)
     largest = max(found, key=abs)
     if abs(largest) > LARGEST:
-        raise ValueError(f"{name}: row {rows[found.index(largest)]} has {largest:g} in column {column!r}; a model learns numbers up "
+        row = rows[found.index(largest)]
+        raise ValueError(f"{name}: row {row} has {largest:g} in column {column!r}; a model learns numbers up "
                          f"to about {LARGEST}: divide all of them, or is this a class (kind=classification)?")
     return found
 
@@ -300,8 +305,8 @@ def held_back(
     strata = np.argsort(np.argsort(y[first], kind="stable"))*5//len(first) if regression else y[first]
     many = np.isin(strata, [s for s, n in Counter(strata.tolist()).items() if n > 1])
     if many.sum() < 10:
-        raise ValueError(f"{len(unique)} different texts are too few to hold some back; give validation= with a file to "
-                         "evaluate on")
+        raise ValueError(f"{len(unique)} different texts are too few to hold some back; give validation= "
+                         "with a file to evaluate on")
     n = max(min(HELD, round(len(first)/5)), len({*strata[many]}))
     _, held = train_test_split(first[many], test_size=n, stratify=strata[many], random_state=0)
     held_texts = {texts[i] for i in held}
@@ -311,7 +316,7 @@ def held_back(
 # %% ../../nbs/data/03_text_files.ipynb #1addf87c
 def read_labelled(
     file:Path, options:dict, # of the task, with the label column and the text columns
-) -> tuple: # (texts, a list for each text column; labels, words or numbers; row numbers; class names if the file has them)
+) -> tuple: # (texts, a list for each text column; labels, words or numbers; row numbers; class names or None)
     "The texts and labels of one file; ValueError with row and column for what is wrong in them"
     columns, known = read_columns(file)
     label, regression = options["label"], options.get("kind") == "regression"
@@ -339,8 +344,8 @@ def read_splits(
     options, regression = parse_file_task(name)[1], "kind=regression" in name
     texts, labels, rows, known = read_labelled(file, options)
     if regression and len({*labels}) < 2:
-        raise ValueError(f"{file.name}: all {len(labels)} rows have {labels[0]:g} in column {options['label']!r}; there is "
-                         "nothing to predict. label= names another column")
+        raise ValueError(f"{file.name}: all {len(labels)} rows have {labels[0]:g} in column "
+                         f"{options['label']!r}; there is nothing to predict. label= names another column")
     names = None if regression else class_names(file.name, options["label"], labels, rows, known)
     ids = lambda words: words if names is None else [names.index(w) for w in words]
     if validation is None:
@@ -354,8 +359,8 @@ def read_splits(
     held, held_labels, rows, _ = read_labelled(validation, options)
     new = [i for i, w in enumerate(held_labels) if w not in {*labels}] if names else []
     if new:
-        raise ValueError(f"{validation.name}: row {rows[new[0]]} has {held_labels[new[0]][:40]!r} in column {options['label']!r}, "
-                         f"which {file.name} never has; no model can learn it")
+        raise ValueError(f"{validation.name}: row {rows[new[0]]} has {held_labels[new[0]][:40]!r} in column "
+                         f"{options['label']!r}, which {file.name} never has; no model can learn it")
     return dict(train=(texts, ids(labels)), validation=(held, ids(held_labels))), names
 
 # %% ../../nbs/data/03_text_files.ipynb #1abe4b7e
@@ -376,8 +381,8 @@ def read_unlabelled(
     else:
         columns, _ = read_columns(file)
     if absent := [c for c in texts if c not in columns]:
-        raise ValueError(f"{file.name}: there is no column {absent[0]!r}, which holds the task's texts; the columns are "
-                         f"{', '.join(map(repr, columns))}. Rename the one that holds the texts")
+        raise ValueError(f"{file.name}: there is no column {absent[0]!r}, which holds the task's texts; the "
+                         f"columns are {', '.join(map(repr, columns))}. Rename the one that holds the texts")
     drop = "missing" in options or ending == ".txt" # a .txt file may have empty lines
     columns, rows = complete_rows(file.name, columns, texts, drop)
     if not rows:
@@ -413,11 +418,12 @@ def read_transfer(
 
 # %% ../../nbs/data/03_text_files.ipynb #c24775bd
 def find_file(path:str) -> Path:
-    "A file, looked for from the working directory and from the project; FileNotFoundError if it is in neither"
+    "A file in the working directory or in the project; FileNotFoundError if it is in neither"
     for folder in (Path.cwd(), root()):
         if (folder/path).is_file():
             return (folder/path).resolve()
-    raise FileNotFoundError(f"there is no file {path!r} in the working directory or in {root().name}/; give the whole path")
+    raise FileNotFoundError(f"there is no file {path!r} in the working directory or in {root().name}/; "
+                            "give the whole path")
 
 def find_files(
     path:str, options:dict, # as from `parse_file_task`
@@ -439,7 +445,7 @@ def files_digest(
 def resolve(
     task:str, # file:<path>, with or without options
 ) -> str: # with columns, kind and digest
-    "The full name of a file task; ValueError or FileNotFoundError, with row and column, if the file cannot be a task"
+    "The full name of a file task; ValueError with row and column, or FileNotFoundError, if it cannot be one"
     path, options, digest = parse_file_task(task)
     if digest:
         return file_task(path, options, digest)
@@ -462,8 +468,8 @@ def resolve_version(
     texts, label = guess_columns(columns, tuple(options.get("text", ())), options.get("label"))
     if not texts or not label:
         raise ValueError(f"{name}: which column is the {'label' if texts else 'text'}? The columns are "
-                         f"{', '.join(map(repr, columns))}; write file:{path}?text=...&label=... (does the first line hold the "
-                         "names?)")
+                         f"{', '.join(map(repr, columns))}; write file:{path}?text=...&label=... (does the "
+                         "first line hold the names?)")
     labels = [v for v in columns[label] if not is_missing(v)]
     kind = options.get("kind") or ("classification" if label in known else guess_kind(labels))
     strings = [v for v in columns[texts[0]] if isinstance(v, str)]
@@ -484,8 +490,8 @@ def current_files(
     files = find_files(path, options)
     if (now := files_digest(files)) != digest:
         names = " or ".join(f.name for f in files if f)
-        raise ValueError(f"{names} has changed since this task got its full name: the digest is {now}, not {digest}. "
-                         f"Leave out #{digest} to use the file as it is now")
+        raise ValueError(f"{names} has changed since this task got its full name: the digest is {now}, not "
+                         f"{digest}. Leave out #{digest} to use the file as it is now")
     return files
 
 # %% ../../nbs/data/03_text_files.ipynb #034812cc
@@ -570,8 +576,9 @@ def own_task(
         _, labels = read_splits(name, *current_files(name)[:2])
     except FileNotFoundError:
         labels = getattr(own_data(name, cache)["train"].features["label"], "names", None)
-    return Task(name, ("text",) if len(options["text"]) == 1 else ("text1", "text2"), tuple(labels) if labels else None,
-                headline="accuracy" if labels else "pearson", also=("matthews",) if labels else ("spearman",),
+    texts = ("text",) if len(options["text"]) == 1 else ("text1", "text2")
+    return Task(name, texts, tuple(labels) if labels else None, headline="accuracy" if labels else "pearson",
+                also=("matthews",) if labels else ("spearman",),
                 augment=None if "language" in options else (),
                 data="combcomp.data.text_files:file_data", transfer="combcomp.data.text_files:file_transfer",
                 counts="combcomp.data.text_files:file_counts")
@@ -588,9 +595,9 @@ def save_parquet(
     if type(data).__name__ == "DataFrame":
         data = Dataset.from_pandas(data, preserve_index=False)
     if not isinstance(data, Dataset):
-        raise TypeError(f"own: a {type(data).__name__} cannot be a task; give a path, a datasets.Dataset or DatasetDict, or a "
-                        "pandas DataFrame")
-    table = data.with_format("arrow")[:].cast(data.features.arrow_schema) # `to_parquet` would show a progress bar
+        raise TypeError(f"own: a {type(data).__name__} cannot be a task; give a path, a datasets.Dataset or "
+                        "DatasetDict, or a pandas DataFrame")
+    table = data.with_format("arrow")[:].cast(data.features.arrow_schema) # `to_parquet` shows a progress bar
     parquet.write_table(table, buffer := io.BytesIO())
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:8]
     path = outputs_dir(outputs)/"data"/f"{name}-{digest}.parquet"
@@ -598,14 +605,14 @@ def save_parquet(
     return rel_path(path)
 
 def own(
-    data, # a path; a `datasets.Dataset`, or a `DatasetDict` with train and validation (or test); a pandas DataFrame
+    data, # a path, `Dataset`, pandas DataFrame, or `DatasetDict` with train and validation (or test)
     text=None, # column, or two columns; None guesses
     label:str|None=None, # column; None guesses
     name:str="data", # of the file that is written, for data in memory
     outputs=None, # folder; None is the project's
     **options, # validation, unlabelled (or a table), kind, language, missing: as in the name of a task
 ) -> str: # the full name of the task, for `Run`
-    "Your own data as a task; TypeError for data without columns, ValueError with row and column for what is wrong in them"
+    "Your own data as a task; TypeError for data without columns, ValueError for what is wrong in them"
     for k in options:
         if k not in OPTIONS:
             bad_value("own", "option", k, OPTIONS)
@@ -618,4 +625,5 @@ def own(
     more = options.get("unlabelled")
     if more is not None and not isinstance(more, (str, Path)):
         options["unlabelled"] = save_parquet(more, f"{name}-unlabelled", outputs)
-    return resolve(file_task(str(data), dict(options, text=[text] if isinstance(text, str) else text and [*text], label=label)))
+    texts = [text] if isinstance(text, str) else text and [*text]
+    return resolve(file_task(str(data), dict(options, text=texts, label=label)))

