@@ -37,7 +37,7 @@ def glue(tmp_path_factory):
 import json
 from collections import Counter
 from combcomp.basics import *; from combcomp.data.tasks import *; from combcomp.data.wordnet import *; from combcomp.data.loading import *
-from combcomp.spec import GLUE
+from combcomp.spec import GLUE, TASKS
 import numpy as np
 seen = {}
 for n in GLUE:
@@ -80,7 +80,7 @@ def test_mnli_other_order(glue):
     code = """
 from combcomp.data import loading, tasks, wordnet
 from dataclasses import replace
-try: loading._glue(replace(tasks.TASKS["mnli"], labels=("contradiction", "neutral", "entailment")))
+try: loading.load_task(replace(tasks.TASKS["mnli"], labels=("contradiction", "neutral", "entailment")))
 except ValueError as e: print('"' + str(e).replace('"', "'") + '"')
 """
     message = answer(code, HF_HOME=str(glue[0]), HF_HUB_OFFLINE="1", HF_DATASETS_CACHE=None)
@@ -190,8 +190,8 @@ def test_broken_cache_is_built_again(suite, tmp_path, monkeypatch, damage):
     if damage == "missing": shutil.rmtree(folder/"validation")
     if damage == "other rows": shutil.rmtree(folder); datasets.DatasetDict(train=good["validation"], validation=good["train"]).save_to_disk(str(folder))
     calls = []
-    monkeypatch.setattr(loading, "_built", lambda task: calls.append(task) or datasets.DatasetDict({s: datasets.Dataset.from_dict(d.to_dict(), features=d.features) for s, d in good.items()}))
-    monkeypatch.setattr(loading, "wordnet", lambda cache=None: None)
+    monkeypatch.setattr(wordnet, "build_wordnet", lambda task: calls.append(task) or datasets.DatasetDict({s: datasets.Dataset.from_dict(d.to_dict(), features=d.features) for s, d in good.items()}))
+    monkeypatch.setattr(wordnet, "wordnet", lambda cache=None: None)
     assert wordnet.fingerprint(loading.load_task("wic", cache=tmp_path)) == wordnet.FINGERPRINTS["wic"] and len(calls) == 1
     loading.load_task("wic", cache=tmp_path)
     assert len(calls) == 1 and [p.name for p in (tmp_path/"tasks").iterdir()] == [folder.name]
@@ -201,8 +201,8 @@ def test_drift_is_said(suite, tmp_path, monkeypatch):
     import datasets
     good = loading.load_task("wic", cache=suite[0])
     other = datasets.DatasetDict(train=good["train"].select(range(3999)), validation=good["validation"])
-    monkeypatch.setattr(loading, "_built", lambda task: other)
-    monkeypatch.setattr(loading, "wordnet", lambda cache=None: None)
+    monkeypatch.setattr(wordnet, "build_wordnet", lambda task: other)
+    monkeypatch.setattr(wordnet, "wordnet", lambda cache=None: None)
     with pytest.warns(UserWarning, match="wic: built rows"): loading.load_task("wic", cache=tmp_path)
 
 
@@ -258,9 +258,9 @@ def test_metrics_of_constants():
 
 def test_limits_are_nested_and_keep_both_classes():
     labels = [0] * 30 + [1] * 70
-    order = loading._order(labels)
+    order = loading.stratified_order(labels)
     assert set(np.asarray(labels)[order[:2]]) == {0, 1} and sorted(order) == list(range(100))
-    assert order.tolist() != sorted(order) and loading._order(labels).tolist() == order.tolist()
+    assert order.tolist() != sorted(order) and loading.stratified_order(labels).tolist() == order.tolist()
 
 
 # Transfer texts
@@ -294,7 +294,7 @@ def rows_of(split, texts):
 
 def test_transfer_texts_are_the_same_in_any_process(transfer):
     cache, built = transfer
-    assert built["prints"] == loading.TRANSFER_FINGERPRINTS == PRINTS and built["seconds"] < 60
+    assert built["prints"] == wordnet.TRANSFER_FINGERPRINTS == PRINTS and built["seconds"] < 60
     kept = {p.name for p in (cache/"tasks").glob("*-transfer-*")}
     assert kept == {f"{n}-transfer-{f}" for n, f in PRINTS.items()}
     code = f"""
@@ -302,7 +302,7 @@ import json
 from pathlib import Path
 from combcomp.data import loading, tasks, wordnet
 wordnet.wordnet({str(cache)!r})
-made = lambda task: loading._built_transfer(task, loading.load_task(task.name, cache={str(cache)!r}))
+made = lambda task: wordnet.build_transfer(task, loading.load_task(task.name, cache={str(cache)!r}))
 print(json.dumps({{n: wordnet.fingerprint(made(tasks.TASKS[n])) for n in ("wic", "hypernym")}}))
 """
     assert answer(code, PYTHONHASHSEED="7", NLTK_DATA=None) == {n: PRINTS[n] for n in ("wic", "hypernym")}
@@ -325,8 +325,8 @@ def sides(transfer):
     "The sides (train, validation) of a gloss, an example, the words of one in any order, and a first lemma"
     wordnet.wordnet(transfer[0])
     glosses, bags, examples, lemmas = ({} for _ in range(4))
-    for s in (s for pos in "nvar" for s in wordnet._synsets(pos)):
-        side = wordnet._side(s)
+    for s in (s for pos in "nvar" for s in wordnet.all_synsets(pos)):
+        side = wordnet.side_of(s)
         if s.pos() == "n":
             glosses.setdefault(s.definition(), set()).add(side)
             lemmas.setdefault(s.lemma_names()[0].replace("_", " "), set()).add(side)
@@ -403,8 +403,8 @@ def test_broken_transfer_texts_are_built_again(transfer, tmp_path, monkeypatch, 
         datasets.DatasetDict(transfer=good["transfer"].select(range(10))).save_to_disk(str(place))
     rows = good["transfer"]
     calls, copy = [], dict(transfer=datasets.Dataset.from_dict(rows.to_dict(), rows.features))
-    monkeypatch.setattr(loading, "_built_transfer", lambda *a: calls.append(a) or datasets.DatasetDict(copy))
-    monkeypatch.setattr(loading, "wordnet", lambda cache=None: None)
+    monkeypatch.setattr(wordnet, "build_transfer", lambda *a: calls.append(a) or datasets.DatasetDict(copy))
+    monkeypatch.setattr(wordnet, "wordnet", lambda cache=None: None)
     for _ in range(2):
         found = loading.transfer_set("accept", 10**6, cache=tmp_path)
         assert wordnet.fingerprint(dict(transfer=found)) == PRINTS["accept"] and len(calls) == 1
@@ -415,8 +415,8 @@ def test_other_transfer_texts_are_said(transfer, tmp_path, monkeypatch):
     folder = f"wic-{wordnet.FINGERPRINTS['wic']}"
     shutil.copytree(transfer[0]/"tasks"/folder, tmp_path/"tasks"/folder)
     few = datasets.DatasetDict(transfer=loading.transfer_set("wic", 10, cache=transfer[0]))
-    monkeypatch.setattr(loading, "_built_transfer", lambda *a: few)
-    monkeypatch.setattr(loading, "wordnet", lambda cache=None: None)
+    monkeypatch.setattr(wordnet, "build_transfer", lambda *a: few)
+    monkeypatch.setattr(wordnet, "wordnet", lambda cache=None: None)
     with pytest.warns(UserWarning, match="wic-transfer: built rows"):
         assert len(loading.transfer_set("wic", 100, cache=tmp_path)) == 10
 
@@ -425,13 +425,14 @@ def test_transfer_texts_of_glue_are_what_a_limit_leaves(glue):
     code = """
 import json
 from combcomp.basics import *; from combcomp.data.tasks import *; from combcomp.data.wordnet import *; from combcomp.data.loading import *
-from combcomp.data.loading import _order
+from combcomp.data.loading import stratified_order
+from combcomp.spec import TASKS
 seen = {}
 for n in ("cola", "rte", "stsb"):
     data, task = load_task(n), TASKS[n]
     found, more = transfer_set(n, 10**6, limit=100), transfer_set(n, 50, limit=100)
     rows = lambda d: [*zip(*([t.lower() for t in d[c][:]] for c in task.texts))]
-    left = data["train"].select(_order(data["train"]["label"], not task.labels)[100:])
+    left = data["train"].select(stratified_order(data["train"]["label"], not task.labels)[100:])
     away = {*rows(load_task(n, limit=100)["train"]), *rows(data["validation"])}
     kept = [r for r in dict.fromkeys(rows(left)) if r not in away]
     seen[n] = dict(same=kept == rows(found), prefix=more[:] == found[:50], rows=len(found),
