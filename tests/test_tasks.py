@@ -315,7 +315,7 @@ def test_transfer_texts_are_new(transfer, name):
     found = loading.transfer_set(name, 10**6, cache=transfer[0])
     assert found.column_names == [*texts, "idx"] and found["idx"][:] == [*range(len(found))]
     plain = lambda split: [tuple(t.lower() for t in row) for row in rows_of(split, texts)]
-    assert 15_000 < len(found) <= loading.TRANSFER and len({*plain(found)}) == len(found)
+    assert 15_000 < len(found) <= wordnet.TRANSFER and len({*plain(found)}) == len(found)
     for split in data.values():
         assert not {*plain(found)} & {*plain(split)}
 
@@ -470,3 +470,31 @@ print(json.dumps(dict(row=row, mnli=mnli)))
     row = seen["row"]
     assert row["metric"] == "pearson" and row["score"] == 100*row["pearson"] and -1 <= row["spearman"] <= 1 and row["eval_examples"] == 1500
     assert {"accuracy", "accuracy_mismatched"} <= seen["mnli"].keys() and seen["mnli"]["score"] == 100*seen["mnli"]["accuracy"]
+
+
+def test_a_task_from_outside_works_everywhere(tmp_path):
+    "One record, registered: the run, its data and metrics, the schedule, and the card know it"
+    import datasets
+    from combcomp.spec import Run, Task, register_task
+    from combcomp.study.runner import run
+    from combcomp.study.schedule import data_of, ordered, steps
+    from combcomp.share.model_card import card
+    def tones(task, cache):
+        rows = dict(text=["what a film", "such a bore"]*40, label=[1, 0]*40, origin=["web"]*80)
+        data = datasets.Dataset.from_dict(rows)
+        return datasets.DatasetDict(train=data.select(range(60)), validation=data.select(range(60, 80)))
+    with pytest.raises(ValueError, match="task='tones' is not allowed"):
+        Run(task="tones")
+    register_task(Task("tones", ("text",), ("bad", "good"), also=("f1",), data=tones, question="Is it good?"))
+    try:
+        cfg = Run(task="tones", methods="mp,qat", epochs=1)
+        assert cfg.id == Run(task="tones", methods="qat, mp", epochs=1).id
+        assert loading.load_task("tones", limit=10)["train"].column_names == ["text", "label", "idx"]
+        assert len(loading.transfer_set("tones", 99, limit=10)) == 0 # the texts that are left occur in it
+        assert data_of("tones")["train"] == 60 and steps(cfg) == 60/32
+        assert [r.task for r in ordered([Run(task="tones", methods="kd")])] == ["tones"]*2
+        row = run(cfg, tmp_path, log=lambda *a, **k: None)
+        assert row["metric"] == "accuracy" and "f1" in row and row["majority"] == 50
+        assert "Is it good?" in card(row, tmp_path) and "English" not in card(row, tmp_path)
+    finally:
+        del tasks.TASKS["tones"]
