@@ -14,6 +14,7 @@ from combcomp.data.loading import load_task
 from combcomp.compress.training import compress, encode
 
 onnx, ort, ov = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime"), pytest.importorskip("openvino")
+from combcomp.ship import runtimes
 from combcomp.ship.runtimes import FILES, ParityError, load_about, onnx_model
 
 transformers.logging.set_verbosity_error(); transformers.logging.disable_progress_bar()
@@ -134,10 +135,8 @@ def test_activation_functions(act):
 def test_another_model_does_not_pass(runtime, trained, tok, tmp_path, monkeypatch):
     "A session that answers something else: the figures, and nothing left behind"
     model, val = trained("")
-    import importlib
-    E = importlib.import_module("combcomp.export")
-    true = getattr(E, f"_{runtime}_session")
-    monkeypatch.setattr(E, f"_{runtime}_session", lambda *a: (lambda s: lambda feed: -s(feed))(true(*a)))
+    true = getattr(runtimes, f"_{runtime}_session")
+    monkeypatch.setattr(runtimes, f"_{runtime}_session", lambda *a: (lambda s: lambda feed: -s(feed))(true(*a)))
     with pytest.raises(ParityError, match=r"scores \d+\.\d+ and the baked one \d+\.\d+ .* 0\.00% of 300 predictions equal"):
         export(model, tmp_path/"m", runtime, tokenizer=tok, task="accept", data=val)
     assert not [*tmp_path.iterdir()]

@@ -7,7 +7,8 @@ from hypothesis import given, settings, strategies as st
 
 import combcomp
 from conftest import REPO
-from combcomp import Run, hub, run
+from combcomp import Run, run
+from combcomp.share import hub, model_card
 from combcomp.spec import parse
 from combcomp.ship.packed_file import CorruptFile, inspect, pack, unpack
 from combcomp.study.store import load_results
@@ -247,7 +248,7 @@ def test_hostile_words(words, row, tmp_path):
     tags, links = structure(card := made(words))
     assert links == [] and tags == structure(made("plain"))[0] and tags.count("h1") == 1
     data = metadata(card)
-    assert data["library_name"] == "combcomp" and data["license"] == hub._clean(words)
+    assert data["library_name"] == "combcomp" and data["license"] == model_card._clean(words)
     name = data["model-index"][0]["results"][0]["dataset"]["name"]
     assert (name.endswith(".csv") or {*words} & {*"?#"}) and name.isprintable()
     assert card.count("\n---\n") == 1 and "folder" not in data["model-index"][0]["name"]
@@ -256,7 +257,7 @@ def test_hostile_words(words, row, tmp_path):
 @settings(max_examples=60, deadline=None)
 @given(words=st.text(min_size=1, max_size=40))
 def test_any_words(words):
-    code = hub._code(words)
+    code = model_card._code(words)
     ticks = re.match("`+", code)[0]
     assert "\n" not in code and code.isprintable() and code.endswith(ticks) and not re.search(rf"(?<!`){ticks}(?!`)", code[len(ticks):-len(ticks)])
     import mistune

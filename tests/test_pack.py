@@ -1,5 +1,5 @@
 "What notebook 11 cannot show: fuzzing, forged headers, failing disks, other processes"
-import copy, importlib, json, os, random, subprocess, sys, tracemalloc
+import copy, json, os, random, subprocess, sys, tracemalloc
 
 import numpy as np
 import pytest
@@ -10,10 +10,10 @@ from safetensors.numpy import load_file, save
 from transformers import BertConfig, BertForSequenceClassification
 
 from combcomp.models.encoders import load_model
+from combcomp.ship import packed_file as P
 from combcomp.ship.packed_file import CorruptFile, inspect, pack, unpack
 from combcomp.ship.model_size import sizes_of
 
-P = importlib.import_module("combcomp.pack")   # the name in the package is the function
 
 TINY = dict(vocab_size=600, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, max_position_embeddings=16)
 SMALL = dict(vocab_size=500, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=256, max_position_embeddings=64, num_labels=3)
@@ -103,7 +103,7 @@ def test_training_goes_on(tmp_path):
 
 
 def test_rounded_inputs(tmp_path):
-    QLinear = pytest.importorskip("combcomp.quantize").QLinear
+    QLinear = pytest.importorskip("combcomp.compress.quantization").QLinear
     model = compressed(bert(**SMALL), 8)
     for i, layer in enumerate(model.bert.encoder.layer):
         layer.output.dense = QLinear.wrap(layer.output.dense, 0.01 * (i + 1), 17, 8)
@@ -118,7 +118,7 @@ def test_rounded_inputs(tmp_path):
 @pytest.mark.parametrize("methods", ["qat", "mp,qat", "mp", "ptq"])
 def test_baked_models(tmp_path, methods):
     "What the methods leave behind is what `pack` expects"
-    pytest.importorskip("combcomp.quantize"), pytest.importorskip("combcomp.prune")
+    pytest.importorskip("combcomp.compress.quantization"), pytest.importorskip("combcomp.compress.pruning")
     from combcomp.spec import parse
     from combcomp.compress.methods import convert
     from combcomp.compress.pruning import Prune
@@ -129,7 +129,7 @@ def test_baked_models(tmp_path, methods):
     for progress in (0.5, 1.0):
         model(torch.randint(0, 500, (2, 9)))
         for m in made: m.step(progress)
-    bake(model.eval(), made)
+    convert(model.eval(), made)
     pack(model, tmp_path/"m")
     assert_same(model, unpack(tmp_path/"m"))
 
@@ -303,7 +303,7 @@ LIES = {
 
 @pytest.mark.parametrize("lie", LIES)
 def test_forged_header(tmp_path, lie):
-    if "inputs" in lie or lie in ("zero point", "scale"): pytest.importorskip("combcomp.quantize")
+    if "inputs" in lie or lie in ("zero point", "scale"): pytest.importorskip("combcomp.compress.quantization")
     path, (change, message) = tmp_path/"bad", LIES[lie]
     pack(compressed(bert(**TINY), 4), path)
     forge(path, lambda h: None); unpack(path)

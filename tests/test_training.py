@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np, pytest, torch, transformers
 from torch.nn.utils import parametrize
 
-import combcomp.quantize
+import combcomp.compress.quantization
 from combcomp import Run, load_results, pack, run, unpack
 from combcomp.spec import SUBSETS, parse
 from combcomp.study.runner import model_file, unfinished
@@ -60,7 +60,7 @@ def test_subset(methods, accept, tmp_path):
     live = predict(model, tok, texts, task.texts)
     for m in attached: m.convert(model)
     from combcomp.compress.methods import strip_parametrizations
-    plain(model)
+    strip_parametrizations(model)
     assert np.array_equal(live, predict(model, tok, texts, task.texts))
     assert not same(before, state(model)) and state(model).keys() == before.keys()
     for m in model.modules(): assert not (parametrize.is_parametrized(m) or m._forward_hooks or m._forward_pre_hooks)
@@ -92,7 +92,7 @@ def test_no_whole_table_is_rounded_in_a_step(monkeypatch):
     model = student()
     (quantize,) = build(parse("qat")[0]); quantize.prepare(model)
     seen, follow = [], combcomp.compress.quantization.straight_through
-    monkeypatch.setattr(combcomp.quantize, "follow_rows", lambda w, bits: (seen.append(w.shape[0]), follow(w, bits))[1])
+    monkeypatch.setattr(combcomp.compress.quantization, "straight_through", lambda w, bits: (seen.append(w.shape[0]), follow(w, bits))[1])
     model.train()(input_ids=torch.tensor([[101, 2023, 102]])).logits.sum().backward()
     assert len(seen) == 8 + 3 and max(seen) <= 1536 # the widest linear layer; the table has 30,522 rows
 

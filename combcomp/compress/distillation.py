@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['NAMES', 'soft_loss', 'label_loss', 'distill_loss', 'Distill', 'check_labels', 'check_order', 'check_teacher',
            'distill_key', 'augmented_copies', 'without_labels', 'add_teacher_logits', 'distillation_set',
-           'progress_every', 'save_dataset']
+           'progress_every']
 
 # %% ../../nbs/compress/04_distillation.ipynb #ffbbc66f
-import hashlib, itertools, json, os, shutil, tempfile, time
+import hashlib, itertools, json, shutil, time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from ..basics import lease, outputs_dir
 from ..spec import KD, portable
+from ..data.tasks import save_dataset
 from ..data.loading import transfer_note, transfer_set
 from ..data.augmentation import augment, new_copies
 from ..models.encoders import predict
@@ -111,7 +112,7 @@ def augmented_copies(
     "Augmented copies of a training set in which at least one word was replaced"
     data = augment(train, task.augment, task.texts, copies=kd.augment, words=kd.words, seed=seed)
     data = new_copies(data, task.augment)
-    return data.select(range(len(train), len(data)))
+    return data.select([*range(len(train), len(data))]) # a list, because `select` refuses an empty range at the end
 
 def without_labels(
     texts, # of `transfer_set`
@@ -160,6 +161,7 @@ def distillation_set(
                     if not len(data): return data
                     log(f"  the teacher labels {len(data):,} {NAMES[part]}, once; its logits are cached", flush=True)
                     data = add_teacher_logits(data, task, teacher(), max_length, progress_every(log, len(data)))
+                    shutil.rmtree(folder, ignore_errors=True) # of a damaged copy
                     save_dataset(data, folder)
         return load_from_disk(str(folder))
     parts = [labelled("originals", [], lambda: train.add_column("copy", [0]*len(train)))]
@@ -183,13 +185,3 @@ def progress_every(log, total:int, seconds:float=20.0): # a function of the numb
             last[0] = time.monotonic()
             log(f"  {done:,} of {total:,} texts labelled", flush=True)
     return progress
-
-# %% ../../nbs/compress/04_distillation.ipynb #a0bac48f
-def save_dataset(data, folder):
-    "Write a dataset so that its folder is either whole or not there"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
-    data.save_to_disk(str(temporary/"data"))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary/"data", folder)
-    temporary.rmdir()

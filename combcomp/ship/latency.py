@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 
-from ..basics import _version, environment, check_number, bad_value
+from ..basics import installed_version, environment, check_number, bad_value
 from ..spec import parse
 from .runtimes import Exported, instructions, load_exported
 from ..compress.methods import total_loss
@@ -175,4 +175,4 @@ def machine(
     *packages:str, # whose versions matter
 ) -> dict: # device, instructions, threads, commit, versions
     "What a timing may depend on"
-    return environment() | dict(threads=torch.get_num_threads(), instructions=" ".join(instructions()), **{f"version_{p}": _version(p) for p in packages})
+    return environment() | dict(threads=torch.get_num_threads(), instructions=" ".join(instructions()), **{f"version_{p}": installed_version(p) for p in packages})
