@@ -5,18 +5,19 @@
 # %% ../nbs/spec.ipynb #e7d10972
 from __future__ import annotations
 import ast, hashlib, itertools, json, keyword, os, re
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache
-from importlib import import_module
+from urllib.parse import parse_qsl, quote, urlencode
 
-from .basics import check_fields, split_list, bad_value
+from .basics import bad_value, check_fields, import_object, split_list
 
 # %% auto #0
-__all__ = ['GLUE', 'WORDNET', 'FAMILIES', 'METHODS', 'QUANTIZE', 'SUBSETS', 'FILE', 'RECIPES', 'RECIPE', 'SCHEMA', 'changes',
-           'MethodInfo', 'register', 'unregister', 'info_of', 'KD', 'MP', 'Quantization', 'QAT', 'PTQ', 'method_name',
-           'parse', 'canonical', 'subsets', 'subset_of', 'table_order', 'with_options', 'known_task', 'task_title',
-           'portable', 'Recipe', 'recipe_of', 'canonical_recipe', 'Combination', 'Run', 'teacher_run', 'learning_rate',
-           'recipe_epochs', 'task_names', 'limits_of']
+__all__ = ['GLUE', 'WORDNET', 'FAMILIES', 'METHODS', 'QUANTIZE', 'SUBSETS', 'TASKS', 'FILE', 'OPTIONS', 'FILE_TASKS', 'RECIPES',
+           'RECIPE', 'SCHEMA', 'changes', 'MethodInfo', 'register', 'unregister', 'info_of', 'KD', 'MP', 'Quantization',
+           'QAT', 'PTQ', 'method_name', 'parse', 'canonical', 'subsets', 'subset_of', 'table_order', 'with_options',
+           'Task', 'register_task', 'parse_file_task', 'file_task', 'check_task', 'full_task_name', 'task_title',
+           'last_part', 'portable', 'Recipe', 'recipe_of', 'canonical_recipe', 'Combination', 'Run', 'teacher_run',
+           'learning_rate', 'recipe_epochs', 'resolve_task', 'task_names', 'limits_of']
 
 # %% ../nbs/spec.ipynb #f17cac26
 GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte") # by hub name, nyu-mll/glue
@@ -54,10 +55,7 @@ class MethodInfo:
 
     def load(self) -> type:
         "The class that implements the method"
-        if not isinstance(self.implementation, str):
-            return self.implementation
-        module, _, name = self.implementation.partition(":")
-        return getattr(import_module(module), name)
+        return import_object(self.implementation)
 
     def describe(self, options) -> str:
         "One sentence for a model card, without its full stop; an option record may have its own `describe`"
@@ -347,29 +345,156 @@ def with_options(
     changed = lambda o: replace(o, **options) if method_name(o) == name else o
     return canonical(tuple(tuple(map(changed, stage)) for stage in stages))
 
+# %% ../nbs/spec.ipynb #7a5c0001
+@dataclass(frozen=True)
+class Task:
+    "What a model reads and answers, how the answer is scored, and where the data come from"
+    name: str # as in `Run.task`; part of a run's id, so give changed data a new name
+    texts: tuple # one or two text columns
+    labels: tuple | None # label names in the order of their ids; None is regression
+    headline: str = "accuracy" # the metric that is the score
+    also: tuple = () # further metrics that are reported
+    evals: tuple = ("validation",) # evaluation splits, the headline one first
+    augment: tuple | None = () # text columns that synonyms may change; () is the first one, None is none
+    # functions, or paths of functions, "module:function"
+    data: object = field(default=None, repr=False) # (task, cache) -> DatasetDict
+    transfer: object = field(default=None, repr=False) # (task, data, cache) -> Dataset of more texts
+    counts: object = field(default=None, repr=False) # (task, cache) -> dict; None counts the loaded data
+    question: str = "" # what it asks, for the model card
+    language: str = "" # code of the texts' language, for the model card: en
+    source: str = "" # hub name of the data, for the model card
+    license: str = "" # a sentence about the rights in the texts, for the model card
+
+    def __post_init__(self):
+        object.__setattr__(self, "augment", () if self.augment is None else self.augment or self.texts[:1])
+
+    @property
+    def title(self) -> str: # of a file: without folder and columns
+        "The name for people to read"
+        return task_title(self.name)
+
+# %% ../nbs/spec.ipynb #7a5c0003
+_glue = dict(data="combcomp.data.loading:glue_data", source="nyu-mll/glue", language="en",
+             license="The texts it was trained on are from GLUE, whose tasks have licences of their own.")
+_wordnet = dict(data="combcomp.data.wordnet:wordnet_data", transfer="combcomp.data.wordnet:wordnet_transfer",
+                language="en",
+                license="The texts it was trained on are from WordNet 3.0, under Princeton's licence.")
+_pair, _entailed = ("sentence1", "sentence2"), ("entailment", "not_entailment")
+
+TASKS = {t.name: t for t in (
+    Task("cola", ("sentence",), ("unacceptable", "acceptable"), also=("matthews",),
+         question="Is a sentence acceptable English?", **_glue),
+    Task("sst2", ("sentence",), ("negative", "positive"),
+         question="Is a sentence from a film review positive?", **_glue),
+    Task("mrpc", _pair, ("not_equivalent", "equivalent"), also=("f1",),
+         question="Do two sentences say the same?", **_glue),
+    Task("stsb", _pair, None, "pearson", also=("spearman",),
+         question="How similar are two sentences, from 0 to 5?", **_glue),
+    Task("qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), also=("f1",),
+         question="Are two questions the same?", **_glue),
+    Task("mnli", ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"),
+         evals=("validation_matched", "validation_mismatched"),
+         question="Does a premise entail a hypothesis, contradict it, or neither?", **_glue),
+    Task("qnli", ("question", "sentence"), _entailed, question="Does a sentence answer a question?", **_glue),
+    Task("rte", _pair, _entailed, question="Does one sentence entail another?", **_glue),
+    Task("supersense", ("gloss",),
+         ("artifact", "plant", "animal", "person", "act", "communication", "state", "attribute", "substance",
+          "cognition"),
+         question="Of which category is the noun that a gloss defines?", **_wordnet),
+    Task("accept", ("sentence",), ("swapped", "acceptable"), also=("matthews",),
+         question="Is a usage example intact, or were two neighbouring words swapped?", **_wordnet),
+    Task("wic", _pair, ("different", "same"), augment=("sentence2",),
+         question="Is a word used in the same sense in two examples?", **_wordnet),
+    Task("hypernym", ("gloss", "kind"), ("false", "true"),
+         question="Is what a gloss defines a kind of something?", **_wordnet),
+    Task("glosssim", ("gloss1", "gloss2"), None, "pearson", also=("spearman",),
+         question="How similar are the nouns that two glosses define, from 0 to 1?", **_wordnet),
+)} # name -> `Task`
+
+def register_task(task:Task):
+    "Add a task to `TASKS`; ValueError for a name that is taken or unusable. `del TASKS[name]` removes it"
+    if not re.fullmatch(r"\w[\w.-]*", task.name) or os.path.splitext(task.name)[1]:
+        bad_value("Task", "name", task.name, "letters, digits, _ and -")
+    if task.name in TASKS:
+        bad_value("Task", "name", task.name, f"registered already; del TASKS[{task.name!r}] removes it")
+    if not task.data:
+        bad_value("Task", "data", task.data, "a function, (task, cache) -> DatasetDict, or 'module:function'")
+    TASKS[task.name] = task
+
 # %% ../nbs/spec.ipynb #d8c61224
 FILE = re.compile(r"file:(?P<path>[^?#]+)(?:\?(?P<query>[^#]*))?(?:#(?P<digest>[0-9a-f]{12}))?")
+OPTIONS = dict(text=None, label=None, validation=None, unlabelled=None, # of a file task, and their values
+               kind=("classification", "regression"), language=("english", "other"),
+               missing=("drop", "transfer"))
 
-def known_task(task:str) -> str: # its full name
-    "The name of a task; ValueError for what is none, and for a file that cannot be one"
-    if task in GLUE + WORDNET: return task
+def parse_file_task(
+    task:str, # file:<path>?<options>#<digest>
+) -> tuple: # (path, option -> value, with a list for text, digest or None)
+    "The parts of a file task's name; ValueError if it has another form"
+    m = FILE.fullmatch(task)
+    if not m or len(task) > 1000 or not task.isprintable():
+        raise ValueError(f"Run: task={task[:60]!r} is not allowed; write file:reviews.csv, or "
+                         "file:reviews.csv?text=review&label=stars (no ? or # in the path)")
+    options = {}
+    for k, v in parse_qsl(m["query"] or "", keep_blank_values=True):
+        if k not in OPTIONS:
+            bad_value("file task", "option", k, OPTIONS)
+        if not v or OPTIONS[k] and v not in OPTIONS[k]:
+            bad_value("file task", k, v, OPTIONS[k] or "the name of a column or file")
+        options.setdefault(k, []).append(v)
+    if repeated := [k for k, v in options.items() if len(v) > 1 + (k == "text")]:
+        raise ValueError(f"file task: {task[:80]!r} has {repeated[0]} too often; text may occur twice, the "
+                         "rest once")
+    options = {k: v if k == "text" else v[0] for k, v in options.items()}
+    return m["path"].replace("%2C", ","), options, m["digest"]
+
+def file_task(
+    path, options:dict, digest:str|None=None, # as from `parse_file_task`; options that are None are left out
+) -> str: # without commas, which separate tasks
+    "The name of a file task, its options always in the same order"
+    values = lambda k: options.get(k) or [] if k == "text" else [options.get(k)]
+    pairs = [(k, v) for k in OPTIONS for v in values(k) if v]
+    query = urlencode(pairs, quote_via=quote, safe="/ ")
+    return (f"file:{path}" + f"?{query}"*bool(query) + f"#{digest}"*bool(digest)).replace(",", "%2C")
+
+# %% ../nbs/spec.ipynb #7a5c000a
+# what reads the files: name -> full name, and (name, cache) -> `Task`
+FILE_TASKS = dict(name="combcomp.data.text_files:resolve", task="combcomp.data.text_files:own_task")
+
+def check_task(
+    task:str, # as in `Run`
+) -> str: # the name; of a file with its options in order
+    "Check the form of a task's name without reading a file; ValueError for an unknown one"
     if isinstance(task, str) and task.startswith("file:"):
-        from combcomp.data.text_files import resolve
-        return resolve(task)
-    if os.path.splitext(str(task))[1]: bad_value("Run", "task", task, f"a name, or file: and a path, as in 'file:{task}'")
-    bad_value("Run", "task", task, (*WORDNET, *GLUE, "file:<a file of your own>"))
+        return file_task(*parse_file_task(task))
+    if isinstance(task, str) and task in TASKS:
+        return task
+    if os.path.splitext(str(task))[1]:
+        bad_value("Run", "task", task, f"a name, or file: and a path, as in 'file:{task}'")
+    bad_value("Run", "task", task, (*TASKS, "file:<a file of your own>"))
 
-def _last(path): return re.split(r"[/\\]|%2F|%5C", path.rstrip("/\\"), flags=re.I)[-1] # part of a path
+def full_task_name(
+    task:str, # as in `Run`
+) -> str: # as rows have it
+    "The name of a task, of a file with columns and digest; ValueError or FileNotFoundError for a bad file"
+    task = check_task(task)
+    return import_object(FILE_TASKS["name"])(task) if task.startswith("file:") else task
 
-def task_title(task:str) -> str: # of a file: its name without the folder
-    "A task as people should read it"
+def task_title(task:str) -> str: # of a file: without folder and columns
+    "The name of a task for people to read"
     return re.split("[?#]", portable(task).removeprefix("file:"))[0]
 
+def last_part(path:str) -> str:
+    "The last part of a path, also of one from Windows or in the options of a file task"
+    return re.split(r"[/\\]|%2F|%5C", path.rstrip("/\\"), flags=re.I)[-1]
+
 def portable(task:str) -> str: # the full name without folders
-    "The name of a task without what is only true on this machine"
-    if not task.startswith("file:"): return task
+    "The name of a task without what depends on this machine"
+    if not task.startswith("file:"):
+        return task
     path, rest = re.fullmatch(r"file:([^?#]*)(.*)", task, re.S).groups()
-    return f"file:{_last(path)}" + re.sub("(?<=validation=|unlabelled=)[^&#]*", lambda m: _last(m[0]), rest)
+    rest = re.sub("(?<=validation=|unlabelled=)[^&#]*", lambda m: last_part(m[0]), rest)
+    return f"file:{last_part(path)}{rest}"
 
 # %% ../nbs/spec.ipynb #a1c30001
 @dataclass(frozen=True)
@@ -484,7 +609,7 @@ def _check_run(run):
         object.__setattr__(run, "epochs", 3.0) # as its rows have it
     if run.split not in (allowed := ("validation", "heldout")):
         bad_value("Run", "split", run.split, allowed)
-    object.__setattr__(run, "task", known_task(run.task))
+    object.__setattr__(run, "task", check_task(run.task))
     _check_model(run)
     object.__setattr__(run, "methods", canonical(run.methods))
     if not isinstance(run.teacher, str):
@@ -510,8 +635,9 @@ def _id(run):
     always = ("family", "size", "task", "methods", "seed", "recipe")
     values = {f.name: getattr(run, f.name) for f in fields(run)}
     kept = {f.name: v for f, v in zip(fields(run), values.values()) if f.name in always or v != f.default}
-    if run.task.startswith("file:"): # columns and content count, places do not
-        kept["task"] = re.sub("file:[^?]*|&(validation|unlabelled)=[^&#]*", "", run.task)
+    if run.task.startswith("file:"): # columns and content count, folders do not
+        kept["task"] = re.sub("file:[^?]*|&(validation|unlabelled)=[^&#]*", "",
+                              full_task_name(run.task))
     schema = SCHEMA
     if run.recipe == "v1": # ids from before recipes had versions
         schema = 1
@@ -521,7 +647,6 @@ def _id(run):
     return hashlib.sha256(json.dumps(dict(kept, schema=schema), sort_keys=True).encode()).hexdigest()[:16]
 
 Run.id = property(_id, doc="Content hash of the run, the same in every process and on every machine")
-
 
 # %% ../nbs/spec.ipynb #1db27bfb
 def teacher_run(run:Run) -> Run: # the run whose model teaches `run`
@@ -551,20 +676,27 @@ def recipe_epochs(
     return float(f"{max(recipe.epochs, floor)*(1 + recipe.transfer*share)*(1 - share):.3g}")
 
 # %% ../nbs/spec.ipynb #42029843
+def resolve_task(run:Run) -> Run:
+    "The run with the full name of its task, which reads the file of a file task; errors as `full_task_name`"
+    name = full_task_name(run.task)
+    return run if name == run.task else replace(run, task=name)
+
 def task_names(
-    text:str, # with commas; `all` is every one
-    every, # all that there are
+    text:str, # names with commas between them; `all` is all of `every`
+    every, # all tasks there are
 ) -> list: # of strings, as rows have them
-    "Names of tasks separated by commas, a file of one's own by its full name"
-    return [known_task(t) if t.startswith("file:") else t for t in split_list(text, every)]
+    "Names of tasks separated by commas, files by their full names"
+    return [full_task_name(t) if t.startswith("file:") else t for t in split_list(text, every)]
 
 def limits_of(
-    limits, # a number, or for each task: wic:1000,accept:500; "" or None is all
+    limits, # a number, or one for each task: wic:1000,accept:500; "" or None is all examples
     tasks, # names
-) -> dict: # task -> number; tasks that are not there take all
-    "Training examples of each task; ValueError for what names no number or no task"
+) -> dict: # task -> number, without the tasks that use all examples
+    "The number of training examples of each task; ValueError for an unknown task or what is not a number"
     parts = [re.split("[:=]", p) for p in split_list(limits or "", [])]
-    if len(parts) == 1 and len(parts[0]) == 1 and parts[0][0].isdigit(): return dict.fromkeys(tasks, int(parts[0][0]))
+    if len(parts) == 1 and len(parts[0]) == 1 and parts[0][0].isdigit():
+        return dict.fromkeys(tasks, int(parts[0][0]))
     for p in parts:
-        if len(p) != 2 or p[0] not in tasks or not p[1].isdigit(): bad_value("study", "limits", limits, f"a number, or task:number of {', '.join(tasks)}")
+        if len(p) != 2 or p[0] not in tasks or not p[1].isdigit():
+            bad_value("study", "limits", limits, f"a number, or task:number of {', '.join(tasks)}")
     return {t: int(n) for t, n in parts}

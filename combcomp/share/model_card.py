@@ -11,16 +11,15 @@ import pandas as pd
 
 from ..basics import bad_value
 from combcomp.spec import (
-    _last, FAMILIES, GLUE, info_of, parse, portable, Run, task_title, WORDNET,
+    FAMILIES, TASKS, info_of, last_part, parse, portable, Run, task_title,
 )
-from ..data.tasks import TASKS
 from ..models.encoders import source
 from ..study.store import _latency, load_results, markdown, TRAINING
 from ..study.reductions import interval, KEYS
 from ..study.recommendation import _draws_if_any
 
 # %% auto #0
-__all__ = ['HUB_NAME', 'LOCAL', 'ASKED', 'REGRESSION', 'METRICS', 'SIZES', 'BASES', 'card']
+__all__ = ['HUB_NAME', 'LOCAL', 'REGRESSION', 'METRICS', 'SIZES', 'BASES', 'card']
 
 # %% ../../nbs/share/01_model_card.ipynb #85ad3ac9
 HUB_NAME = r"\w[\w.-]*/\w[\w.-]*"
@@ -28,7 +27,7 @@ HUB_NAME = r"\w[\w.-]*/\w[\w.-]*"
 def _named(name):
     "The name of a family or model; of a folder only its last part, marked as one"
     if name in ("", *FAMILIES) or re.fullmatch(HUB_NAME, name) and not Path(name).is_dir(): return name
-    return "./" + _last(name)
+    return "./" + last_part(name)
 
 LOCAL = dict(task=portable, family=_named, teacher=_named)
 
@@ -49,13 +48,6 @@ def _code(words):
     text = _clean(words) or " "
     ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{ticks} {text} {ticks}" if "`" in text else f"{ticks}{text}{ticks}"
-
-# %% ../../nbs/share/01_model_card.ipynb #5c79a03c
-ASKED = dict(cola="Is a sentence acceptable English?", sst2="Is a sentence from a film review positive?", mrpc="Do two sentences say the same?",
-             stsb="How similar are two sentences, from 0 to 5?", qqp="Are two questions the same?", mnli="Does a premise entail a hypothesis, contradict it, or neither?",
-             qnli="Does a sentence answer a question?", rte="Does one sentence entail another?", supersense="Of which category is the noun that a gloss defines?",
-             accept="Is a usage example intact, or were two neighbouring words swapped?", wic="Is a word used in the same sense in two examples?",
-             hypernym="Is what a gloss defines a kind of something?", glosssim="How similar are the nouns that two glosses define, from 0 to 1?")
 
 # %% ../../nbs/share/01_model_card.ipynb #01701305
 def _methods(row):
@@ -146,8 +138,10 @@ def _sizes(row, table):
 # %% ../../nbs/share/01_model_card.ipynb #1f020652
 def _example(task):
     "Something that a model of this task can be asked, as Python"
-    first, second = ("a tall tree with edible nuts", "a kind of plant") if task in TASKS else ("a text of your own", "and its other half")
-    pair = len(TASKS[task].texts) == 2 if task in TASKS else task.count("text=") == 2
+    known = TASKS.get(task)
+    english = known and known.language == "en"
+    first, second = ("a tall tree with edible nuts", "a kind of plant") if english else ("a text of your own", "and its other half")
+    pair = len(known.texts) == 2 if known else task.count("text=") == 2
     return f'[("{first}", "{second}")]' if pair else f'"{first}"'
 
 def _use(row, name):
@@ -177,7 +171,7 @@ def _seen(row):
 # %% ../../nbs/share/01_model_card.ipynb #7b56acf8
 def _limits(row):
     "The section about what it is not for"
-    known = row["task"] in GLUE + WORDNET
+    known = row["task"] in TASKS and TASKS[row["task"]].language == "en"
     lines = [_seen(row),
              "It was trained on English only." if known else "It knows the language and the kind of text that its training file has, and no other.",
              f"Of a text, or pair, of more than {row['max_length']:.0f} tokens the rest is cut off.",
@@ -202,8 +196,8 @@ def _rights(row, license):
     "The section about the licence"
     began = f" It began as {_code(_base(row) or row['family'])}."
     weights = f"The weights: {_code(_license(row, license))}.{began}" if _license(row, license) else f"None was given for the weights.{began} Its licence applies."
-    data = " The texts it was trained on are from WordNet 3.0, under Princeton's licence." if row["task"] in WORDNET else \
-           " The texts it was trained on are from GLUE, whose tasks have licences of their own." if row["task"] in GLUE else ""
+    known = TASKS.get(row["task"])
+    data = f" {known.license}" if known and known.license else ""
     return "## Licence\n\n" + weights + data
 
 # %% ../../nbs/share/01_model_card.ipynb #9b29a972
@@ -222,20 +216,22 @@ def _origin(row):
 def _metadata(row, license):
     "The YAML of a card"
     from huggingface_hub import EvalResult, ModelCardData
-    title, known = _clean(task_title(row["task"])), row["task"] in GLUE + WORDNET
-    data = dict(dataset_type="nyu-mll/glue", dataset_config=title) if row["task"] in GLUE else dict(dataset_type=title)
-    result = EvalResult(task_type="text-classification", dataset_name=title, dataset_split=TASKS[title].evals[0] if known else "validation", **data,
+    title, known = _clean(task_title(row["task"])), TASKS.get(row["task"])
+    data = dict(dataset_type=known.source, dataset_config=title) if known and known.source else dict(dataset_type=title)
+    result = EvalResult(task_type="text-classification", dataset_name=title, dataset_split=known.evals[0] if known else "validation", **data,
                         metric_type=_clean(row["metric"]), metric_value=row[row["metric"]])
     tags = ["bert", *dict.fromkeys(i.tag or i.label for stage in parse(row["methods"]) for i in map(info_of, stage))]
     name = _clean("-".join([row["family"], row["size"], title, row["methods"] or "none"]).replace("/", "-"))
-    return ModelCardData(license=_license(row, license), base_model=_base(row), language="en" if known else None, pipeline_tag="text-classification", library_name="combcomp",
+    return ModelCardData(license=_license(row, license), base_model=_base(row), language=known.language or None if known else None, pipeline_tag="text-classification", library_name="combcomp",
                          tags=tags, model_name=name, eval_results=[result]).to_yaml()
 
 # %% ../../nbs/share/01_model_card.ipynb #f6a49cec
 def _head(row, labels):
     "The title, and what it answers"
     title, labels = _code(task_title(row["task"])), labels or (TASKS[row["task"]].labels if row["task"] in TASKS else None) or ()
-    asked = f"a question about English texts: {ASKED[row['task']]}" if row["task"] in ASKED else f"a question about texts, learned from the file {title}."
+    known = TASKS.get(row["task"])
+    about = "English texts" if known and known.language == "en" else "texts"
+    asked = f"a question about {about}: {known.question or title + '.'}" if known else f"a question about texts, learned from the file {title}."
     more = f" and {len(labels) - 20:,} more" if len(labels) > 20 else ""
     answers = "Its answer is a number." if row["metric"] in REGRESSION else f"Its answers: {', '.join(map(_code, labels[:20]))}{more}." if labels else ""
     size = f"It takes {row['mb_file']:.2f} MB." if row.get("mb_file") else ""

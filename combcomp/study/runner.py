@@ -8,7 +8,7 @@ __all__ = ['BASE_FACTS', 'MEASURES', 'Context', 'model_file', 'unfinished', 'has
            'tensorboard_folder', 'train', 'Scores', 'evaluate', 'Superseded', 'store', 'claimed', 'make',
            'make_prerequisites', 'hush', 'hushed', 'check_measures', 'measure_speed', 'measured', 'run_in', 'run']
 
-# %% ../../nbs/study/03_runner.ipynb #103ea1d5
+# %% ../../nbs/study/03_runner.ipynb #967eb09f
 import hashlib, os, shutil, tempfile, time, uuid
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -20,20 +20,21 @@ from filelock import Timeout
 
 from ..basics import LEASE, bad_value, environment, lease, outputs_dir, rel_path
 from combcomp.spec import (
-    KD, PTQ, Run, learning_rate, portable, recipe_epochs, recipe_of, stages_of, task_title, teacher_run,
+    KD, Run, learning_rate, portable, recipe_epochs, recipe_of, resolve_task, task_title,
+    teacher_run,
 )
 from ..data.tasks import Task, majority, metrics, score, task_of
 from ..data.loading import load_task
 from ..models.encoders import from_hub, load_model, load_tokenizer, predict, source
 from ..compress.methods import convert
 from ..compress.distillation import check_labels, check_order, check_teacher, distillation_set
-from ..compress.training import calibrated, compress, encode, tracking
+from ..compress.training import after_training, compress, encode, tracking
 from ..ship.packed_file import other_sizes, pack, unpack
 from ..ship.model_size import sizes_of
 from ..ship.runtimes import FILES, ParityError, export, onnx_sizes
 from ..ship.latency import bench
 from .store import failure_file, read_row, save_predictions, save_row, writable
-from .schedule import options_of, prerequisites, ptq_base
+from .schedule import prerequisites, ptq_base
 
 # %% ../../nbs/study/03_runner.ipynb #4400852e
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def training_set(
     ctx:Context,
 ): # (a Dataset, the teacher's score or None)
     "What a run trains on"
-    kd = options_of(run, KD)
+    kd = run.combination.options(KD)
     if kd is None:
         return data["train"], None
     task, teacher = task_of(run.task, ctx.cache), find_teacher(run, data, ctx)
@@ -189,7 +190,7 @@ def prepare_ptq(run:Run, base:Run, ctx:Context) -> Prepared:
     row = read_row(base.id, ctx.outputs)
     ctx.log(f"{label(run)}: quantizing the model of {base.id}", flush=True)
     task, tokenizer, data = task_of(run.task, ctx.cache), ctx.tokenizer(run), ctx.data(run)
-    batches = options_of(run, PTQ).batches
+    batches = max(getattr(options, "batches", 1) for options in run.combination.stages[-1])
     few = data["train"].select(range(min(len(data["train"]), 32*batches)))
     train = encode(few, tokenizer, task.texts, run.max_length)
     model = unpack(model_file(base, ctx.outputs))
@@ -223,7 +224,7 @@ def train(prepared:Prepared, ctx:Context) -> Trained:
     "Train through all stages and convert, or calibrate and convert for a run with ptq"
     run, model, tokenizer = prepared.run, prepared.model, prepared.tokenizer
     if ptq_base(run):
-        convert(model, [calibrated(model, tokenizer, prepared.train, options_of(run, PTQ))])
+        convert(model, after_training(model, tokenizer, prepared.train, run.combination.stages[-1]))
         return Trained(run, prepared.task, prepared.data, tokenizer, model, prepared.facts)
     recipe, transfer = recipe_of(run.recipe), prepared.facts["transfer_examples"]
     rate = run.lr or learning_rate(model.config.num_hidden_layers, model.config.hidden_size, recipe)
@@ -232,7 +233,7 @@ def train(prepared:Prepared, ctx:Context) -> Trained:
     name = run.methods or "none"
     events = ctx.outputs/"trackers"/f"{run.size} {task_title(run.task)} seed {run.seed}"/name
     with tensorboard_folder(events):
-        stats = compress(model, tokenizer, prepared.train, stages_of(run), unfinished(run, ctx.outputs),
+        stats = compress(model, tokenizer, prepared.train, run.combination.stages, unfinished(run, ctx.outputs),
                          log=ctx.log, seed=run.seed, epochs=epochs, batch_size=run.batch_size, lr=rate,
                          recipe=recipe, name=name, checkpoint=ctx.checkpoint, report_to=ctx.report_to)
     facts = dict(learning_rate=rate, epochs_trained=epochs) | prepared.facts | stats
@@ -426,6 +427,7 @@ def run_in(
     force:bool=False, measure=(), # as for `run`
 ) -> dict: # the row
     "`run` in a given context, so that consecutive runs share what is in memory"
+    run = resolve_task(run)
     if force or read_row(run.id, ctx.outputs) is None:
         make_prerequisites(run, ctx)
     with claimed(run, ctx.outputs, log=ctx.log) as holder:

@@ -16,7 +16,8 @@ from combcomp.spec import (
     canonical, FAMILIES, info_of, KD, METHODS, parse, recipe_epochs, recipe_of, Run, SUBSETS, teacher_run, with_options,
 )
 from ..models.sizes import BERT, encoder_parameters
-from ..data.loading import held_out_rows
+from ..data.tasks import task_of
+from ..data.loading import count_data, held_out_rows
 
 # %% ../../nbs/study/02_schedule.ipynb #3c22d2a7
 def ptq_base(cfg:Run): # a `Run`, or None if all methods of the run act in training
@@ -74,10 +75,9 @@ def task_table() -> dict: # task -> dict of train, validation (examples), tokens
 def data_of(
     task:str, # as in `Run`
 ) -> dict: # as in `task_table`
-    "What the data of a task weigh; for a file of one's own, by looking at it"
-    if not task.startswith("file:"): return task_table()[task]
-    from combcomp.data.text_files import weigh
-    return weigh(task)
+    "Counts of a task's data, from the table of the package or from the data themselves"
+    table = task_table()
+    return table[task] if task in table else count_data(task_of(task))
 
 # %% ../../nbs/study/02_schedule.ipynb #8f6ab7b9
 def shape(cfg:Run): # (layers, hidden); None for a family of your own

@@ -7,13 +7,12 @@ __all__ = ['SUITES', 'ENGINES', 'runs', 'numbers', 'study', 'Sweep', 'status', '
            'estimate_costs', 'time_left', 'progress_line', 'throttle', 'Progress', 'work', 'Worker', 'serve',
            'run_workers', 'replace_worker', 'EngineOptions', 'run_local', 'GridFailed', 'problems', 'grid']
 
-# %% ../../nbs/study/04_sweep.ipynb #629f8d36
+# %% ../../nbs/study/04_sweep.ipynb #a439eec0
 import gc, itertools, json, os, queue, subprocess, sys, threading, time
 from dataclasses import asdict, dataclass
-from importlib import import_module
 
-from ..basics import LEASE, bad_value, check_number, outputs_dir, rel_path, split_list
-from ..spec import FAMILIES, GLUE, SUBSETS, WORDNET, Run, limits_of
+from ..basics import LEASE, bad_value, check_number, import_object, outputs_dir, rel_path, split_list
+from ..spec import FAMILIES, GLUE, SUBSETS, WORDNET, Run, limits_of, resolve_task
 from ..compress.training import tracking
 from combcomp.study.store import (
     failure_file, load_results, read_failure, read_row, save_failure, writable,
@@ -156,6 +155,7 @@ def try_run(
     measure=(), # as for `run`
 ) -> str: # done, failed, or held by another process
     "Make a run unless another process does; if it fails, record how"
+    run = resolve_task(run)
     writable(ctx.outputs)
     with claimed(run, ctx.outputs, wait=False) as holder:
         if holder is None:
@@ -423,7 +423,7 @@ def grid(
     check_number("grid", "workers", workers, int, 1, 1024)
     measure = check_measures(measure)
     tracking(report_to)
-    out, asked = outputs_dir(outputs), [*dict.fromkeys(todo)]
+    out, asked = outputs_dir(outputs), [*dict.fromkeys(map(resolve_task, todo))]
     every = ordered(asked)
     if more := len(every) - len(asked):
         log(f"+{more} prerequisite runs (teachers, models to quantize)", flush=True)
@@ -434,11 +434,10 @@ def grid(
     log(forecast(sweep), flush=True)
     if sweep.pending() and not dry_run:
         ctx = Context(writable(out), log, checkpoint, report_to)
-        module, name = ENGINES[engine].split(":")
-        start = getattr(import_module(module), name)
         progress = Progress(sweep, log)
         with progress.bar:
-            start(sweep, ctx, progress, EngineOptions(workers, tuple(measure), seen_as, deaths))
+            options = EngineOptions(workers, tuple(measure), seen_as, deaths)
+            import_object(ENGINES[engine])(sweep, ctx, progress, options)
     found = problems(sweep, dry_run)
     if found and check:
         raise GridFailed(found)
