@@ -4,15 +4,15 @@
 
 # %% ../nbs/basics.ipynb #d1f19583
 from __future__ import annotations
-import difflib, math, os, platform, subprocess, sys, threading, uuid
+import difflib, math, os, platform, subprocess, sys, tempfile, threading, uuid
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['LEASE', 'bad_value', 'check_number', 'check_fields', 'root', 'outputs_dir', 'rel_path', 'atomic_write', 'lease',
-           'split_list', 'parameters', 'online', 'hub', 'environment']
+__all__ = ['LEASE', 'bad_value', 'check_number', 'check_fields', 'root', 'outputs_dir', 'rel_path', 'results_folder',
+           'atomic_write', 'lease', 'split_list', 'parameters', 'online', 'hub', 'environment']
 
 # %% ../nbs/basics.ipynb #29d50fad
 if os.environ.get("IN_TEST"): os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -74,6 +74,16 @@ def rel_path(path) -> str: # relative to the project if inside it
     "A path as people should read it"
     path = Path(path).resolve()
     return str(path.relative_to(root())) if path.is_relative_to(root()) else str(path)
+
+# %% ../nbs/basics.ipynb #dc5af708
+def results_folder(
+    folder, # where a notebook wants to write figures or tables
+) -> Path: # `folder`, or a temporary one for a folder of the project under nbdev_test
+    "The folder to write figures or tables into; the environment variable IN_TEST is set by nbdev_test"
+    folder = Path(folder).resolve()
+    if os.environ.get("IN_TEST") and folder.is_relative_to(root()):
+        return Path(tempfile.gettempdir())/"combcomp"/folder.relative_to(root())
+    return folder
 
 # %% ../nbs/basics.ipynb #25969c3f
 def atomic_write(

@@ -9,10 +9,10 @@ __all__ = ['STYLE', 'COLOURS', 'MARKERS', 'HALO', 'SIZES', 'base', 'score_size',
 # %% ../../nbs/study/09_figures.ipynb #c6855028
 import hashlib, json
 from importlib.resources import files
-from pathlib import Path
 
 import matplotlib.patheffects, matplotlib.pyplot as plt, matplotlib.ticker, numpy as np
 
+from ..basics import results_folder
 from ..spec import SUBSETS, canonical, task_title
 from .reductions import pareto_front
 from .bootstrap import averages
@@ -221,7 +221,8 @@ def save_figure(
     folder, # usually <root>/figures
 ): # nothing
     "Write a figure as SVG and PNG with reproducible bytes and its fingerprint"
-    folder = Path(folder); folder.mkdir(exist_ok=True, parents=True)
+    folder = results_folder(folder)
+    folder.mkdir(exist_ok=True, parents=True)
     fig.draw_without_rendering(); fig.set_layout_engine("none") # laid out once: a second layout may differ by a hair
     shows = f"shows {fingerprint(fig)}"
     with plt.rc_context({"svg.hashsalt": name}):
