@@ -22,6 +22,20 @@ def pytest_collection_modifyitems(config, items):
 
 
 REPO = Path(__file__).resolve().parent.parent
+NBS = REPO/"nbs"
+NOTEBOOKS = [p for p in sorted(NBS.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
+MODULES = [p for p in sorted((REPO/"combcomp").rglob("*.py")) if p.name[0] != "_"] # the exported ones, and no __init__
+
+
+def stem_of(path):
+    "data/01_tasks for a notebook, the name without ending for other files"
+    path = path.with_suffix("")
+    return path.relative_to(NBS).as_posix() if path.is_relative_to(NBS) else path.name
+
+
+def module_of(path):
+    "data.tasks for combcomp/data/tasks.py"
+    return ".".join(path.relative_to(REPO/"combcomp").with_suffix("").parts)
 
 
 def run_py(code, **env):

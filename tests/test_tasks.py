@@ -191,7 +191,7 @@ def test_broken_cache_is_built_again(suite, tmp_path, monkeypatch, damage):
     if damage == "other rows": shutil.rmtree(folder); datasets.DatasetDict(train=good["validation"], validation=good["train"]).save_to_disk(str(folder))
     calls = []
     monkeypatch.setattr(loading, "_built", lambda task: calls.append(task) or datasets.DatasetDict({s: datasets.Dataset.from_dict(d.to_dict(), features=d.features) for s, d in good.items()}))
-    monkeypatch.setattr(loading, "wordnet", lambda cache=None: None)
+    monkeypatch.setattr(wordnet, "wordnet", lambda cache=None: None)
     assert wordnet.fingerprint(loading.load_task("wic", cache=tmp_path)) == wordnet.FINGERPRINTS["wic"] and len(calls) == 1
     loading.load_task("wic", cache=tmp_path)
     assert len(calls) == 1 and [p.name for p in (tmp_path/"tasks").iterdir()] == [folder.name]
@@ -202,7 +202,7 @@ def test_drift_is_said(suite, tmp_path, monkeypatch):
     good = loading.load_task("wic", cache=suite[0])
     other = datasets.DatasetDict(train=good["train"].select(range(3999)), validation=good["validation"])
     monkeypatch.setattr(loading, "_built", lambda task: other)
-    monkeypatch.setattr(loading, "wordnet", lambda cache=None: None)
+    monkeypatch.setattr(wordnet, "wordnet", lambda cache=None: None)
     with pytest.warns(UserWarning, match="wic: built rows"): loading.load_task("wic", cache=tmp_path)
 
 
@@ -404,7 +404,7 @@ def test_broken_transfer_texts_are_built_again(transfer, tmp_path, monkeypatch, 
     rows = good["transfer"]
     calls, copy = [], dict(transfer=datasets.Dataset.from_dict(rows.to_dict(), rows.features))
     monkeypatch.setattr(loading, "_built_transfer", lambda *a: calls.append(a) or datasets.DatasetDict(copy))
-    monkeypatch.setattr(loading, "wordnet", lambda cache=None: None)
+    monkeypatch.setattr(wordnet, "wordnet", lambda cache=None: None)
     for _ in range(2):
         found = loading.transfer_set("accept", 10**6, cache=tmp_path)
         assert wordnet.fingerprint(dict(transfer=found)) == PRINTS["accept"] and len(calls) == 1
@@ -416,7 +416,7 @@ def test_other_transfer_texts_are_said(transfer, tmp_path, monkeypatch):
     shutil.copytree(transfer[0]/"tasks"/folder, tmp_path/"tasks"/folder)
     few = datasets.DatasetDict(transfer=loading.transfer_set("wic", 10, cache=transfer[0]))
     monkeypatch.setattr(loading, "_built_transfer", lambda *a: few)
-    monkeypatch.setattr(loading, "wordnet", lambda cache=None: None)
+    monkeypatch.setattr(wordnet, "wordnet", lambda cache=None: None)
     with pytest.warns(UserWarning, match="wic-transfer: built rows"):
         assert len(loading.transfer_set("wic", 100, cache=tmp_path)) == 10
 
