@@ -10,7 +10,7 @@ import pytest
 from markdown_it import MarkdownIt
 from playwright.sync_api import sync_playwright
 
-from conftest import MODULES, NBS, NOTEBOOKS, REPO, module_of, stem_of
+from conftest import MODULES, NBS, NOTEBOOKS, REPO, code_of, exports, module_of, stem_of
 from test_explore import BROWSER
 
 SCREENS, LINE, HEIGHT = 2, 125, 48 # README in screens of 48 lines of 125 characters; a figure takes half a screen
@@ -80,7 +80,7 @@ def broken(path, root=REPO):
             yield target
 
 
-BADGE = re.compile(r"https://(img\.shields\.io/|github\.com/[\w/-]+/badge\.svg$)") # the only images from elsewhere
+BADGE = re.compile(r"https://(img\.shields\.io/|github\.com/[\w/.-]+/badge\.svg$)") # the only images from elsewhere
 
 
 @pytest.mark.parametrize("path", [*(REPO/f"{n}.md" for n in ("README", "CONTRIBUTING", "CHANGELOG")), *NOTEBOOKS],
@@ -156,19 +156,9 @@ def public():
                 yield from ((module_of(path), name) for name in ast.literal_eval(node.value))
 
 
-def sources(path):
-    return ["".join(c["source"]) for c in cells(path, "code")]
-
-
-def exports(path):
-    "The module that a notebook exports; None for one that exports none"
-    found = re.search(r"^#\| default_exp ([\w.]+)", "\n".join(sources(path)), re.MULTILINE)
-    return found and found[1]
-
-
 def test_every_public_function_is_used_or_explained_in_a_notebook():
     "Outside the cell that defines it; constants may serve that cell alone"
-    shown = {name for p in NOTEBOOKS for name in used(sources(p)) | words(p)}
+    shown = {name for p in NOTEBOOKS for name in used(code_of(p)) | words(p)}
     functions = [(m, n) for m, n in public() if not n.isupper()]
     assert len(functions) > 200 and not [f"{m}.{n}" for m, n in functions if n not in shown]
 
@@ -176,7 +166,7 @@ def test_every_public_function_is_used_or_explained_in_a_notebook():
 def test_names_of_the_package_are_shown_to_its_users():
     "What `combcomp` itself gives is in the tour, a guide, a target or the index, not only in a library notebook"
     import combcomp
-    shown = {name for p in NOTEBOOKS if not exports(p) for name in used(sources(p)) | words(p)}
+    shown = {name for p in NOTEBOOKS if not exports(p) for name in used(code_of(p)) | words(p)}
     assert not {*combcomp.__all__} - shown
 
 
