@@ -12,9 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['LEASE', 'bad_value', 'check_number', 'check_fields', 'root', 'outputs_dir', 'rel_path', 'atomic_write',
-           'atomic_folder', 'lease', 'split_list', 'parameters', 'import_object', 'online', 'missing_download', 'hub',
-           'device_name', 'installed_version', 'current_commit', 'environment']
+__all__ = ['LEASE', 'bad_value', 'check_number', 'check_fields', 'root', 'outputs_dir', 'rel_path', 'results_folder',
+           'atomic_write', 'atomic_folder', 'lease', 'split_list', 'parameters', 'import_object', 'online',
+           'missing_download', 'hub', 'device_name', 'installed_version', 'current_commit', 'environment']
 
 # %% ../nbs/basics.ipynb #29d50fad
 if os.environ.get("IN_TEST"):
@@ -82,6 +82,16 @@ def rel_path(path) -> str: # relative to the project if inside it
     "A path for people to read"
     path = Path(path).resolve()
     return str(path.relative_to(root())) if path.is_relative_to(root()) else str(path)
+
+# %% ../nbs/basics.ipynb #dc5af708
+def results_folder(
+    folder, # where a notebook wants to write figures or tables
+) -> Path: # `folder`, or a temporary one for a folder of the project under nbdev_test
+    "The folder to write figures or tables into; the environment variable IN_TEST is set by nbdev_test"
+    folder = Path(folder).resolve()
+    if os.environ.get("IN_TEST") and folder.is_relative_to(root()):
+        return Path(tempfile.gettempdir())/"combcomp"/folder.relative_to(root())
+    return folder
 
 # %% ../nbs/basics.ipynb #25969c3f
 def atomic_write(

@@ -14,6 +14,7 @@ from zlib import crc32
 
 import matplotlib.colors, matplotlib.patheffects, matplotlib.pyplot as plt, matplotlib.ticker, numpy as np
 
+from ..basics import results_folder
 from ..spec import METHODS, SUBSETS, subset_of, table_order, task_title
 from .reductions import pareto_front
 from .bootstrap import averages
@@ -235,7 +236,8 @@ def save_figure(
     folder, # usually <root>/figures
 ): # nothing
     "Write a figure as SVG and PNG with reproducible bytes and its fingerprint"
-    folder = Path(folder); folder.mkdir(exist_ok=True, parents=True)
+    folder = results_folder(folder)
+    folder.mkdir(exist_ok=True, parents=True)
     fig.draw_without_rendering(); fig.set_layout_engine("none") # laid out once: a second layout may differ by a hair
     shows = f"shows {fingerprint(fig)}"
     with plt.rc_context({"svg.hashsalt": name}):
