@@ -51,7 +51,7 @@ def test_no_methods_is_bit_for_bit_a_plain_trainer(accept, tmp_path):
 
 @pytest.mark.parametrize("methods", SUBSETS, ids=lambda m: m or "none")
 def test_subset(methods, accept, tmp_path):
-    "Every subset trains, bakes without changing an output, keeps its promises, and comes back from its file"
+    "Every subset trains, converts without changing an output, keeps its promises, and comes back from its file"
     task, tok, data, texts = accept
     model, before = student(), state(student())
     attached = build(parse(methods)[0]) if methods else []
@@ -80,9 +80,9 @@ def test_subset(methods, accept, tmp_path):
 def test_query_key_and_value_share_one_observer():
     model = student()
     (quantize,) = build(parse("qat")[0]); quantize.prepare(model)
-    assert len(quantize.ranges) == 4 + 2 # attention input, its output, the two of the feed-forward; pooler and classifier
+    assert len(quantize.observers) == 4 + 2 # attention input, its output, the two of the feed-forward; pooler and classifier
     calls = []
-    r = quantize.ranges["bert.encoder.layer.0.attention.self"]
+    r = quantize.observers["bert.encoder.layer.0.attention.self"]
     r.register_forward_hook(lambda *a: calls.append(1))
     model.train()(input_ids=torch.tensor([[101, 2023, 102]]))
     assert len(calls) == 1
@@ -128,7 +128,7 @@ def test_a_run_killed_between_its_stages_goes_on_from_there(tmp_path):
 
 @pytest.mark.parametrize("methods", ("qat(bits=16, activations=16, embeddings=16)", "qat(bits=2)", "qat(activations=None)", "mp(embeddings=True, scope='global', schedule='cubic'),qat(bits=4)"))
 def test_options_reach_the_file(methods, accept, tmp_path):
-    "Every option trains, bakes, packs, and is there in the unpacked model"
+    "Every option trains, converts, packs, and is there in the unpacked model"
     task, tok, data, texts = accept
     model, spec = student(), {type(s).__name__.lower(): s for s in parse(methods)[0]}
     compress(model, tok, data, parse(methods), epochs=1, batch_size=32, log=QUIET)
