@@ -16,7 +16,7 @@ from combcomp.spec import (
 from ..models.encoders import source
 from ..study.store import _latency, load_results, markdown, TRAINING
 from ..study.reductions import interval, KEYS
-from ..study.recommendation import _draws_if_any
+from ..study.recommendation import draws_if_any
 
 # %% auto #0
 __all__ = ['HUB_NAME', 'LOCAL', 'REGRESSION', 'METRICS', 'SIZES', 'BASES', 'card']
@@ -74,7 +74,7 @@ def _uncompressed(row, table):
 # %% ../../nbs/share/01_model_card.ipynb #5fc79be8
 def _drawn(rows, outputs):
     "The scores of rows of one configuration as they might have been, or None without predictions"
-    draws = _draws_if_any(pd.DataFrame([{k: r[k] for k in [*KEYS, "seed", "id", "score"]} for r in rows]), outputs)
+    draws = draws_if_any(pd.DataFrame([{k: r[k] for k in [*KEYS, "seed", "id", "score"]} for r in rows]), outputs)
     return None if draws is None else draws.to_numpy()[0]
 
 def _of(draws, row):
