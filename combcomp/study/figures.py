@@ -9,9 +9,8 @@ __all__ = ['STYLE', 'ALONE', 'COLOURS', 'MARKERS', 'HALO', 'RUNTIMES', 'CONVENTI
            'compare', 'fingerprint', 'save_figure']
 
 # %% ../../nbs/study/09_figures.ipynb #c6855028
-import hashlib, json, re
+import hashlib, json
 from importlib.resources import files
-from pathlib import Path
 from zlib import crc32
 
 import matplotlib.colors, matplotlib.patheffects, matplotlib.pyplot as plt, matplotlib.ticker, numpy as np

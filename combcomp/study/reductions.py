@@ -10,7 +10,7 @@ __all__ = ['DATA', 'READING', 'KEYS', 'AGGREGATES', 'KINDS', 'paper_table1', 'pa
            'interactions', 'with_mean_effects', 'leave_one_out']
 
 # %% ../../nbs/study/06_reductions.ipynb #5b82f0fc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 
 import numpy as np
