@@ -112,7 +112,7 @@ def augmented_copies(
     "Augmented copies of a training set in which at least one word was replaced"
     data = augment(train, task.augment, task.texts, copies=kd.augment, words=kd.words, seed=seed)
     data = new_copies(data, task.augment)
-    return data.select([*range(len(train), len(data))]) # a list, because `select` refuses an empty range at the end
+    return data.select([*range(len(train), len(data))]) # a list: `select` refuses an empty range
 
 def without_labels(
     texts, # of `transfer_set`
