@@ -80,8 +80,8 @@ def check_labels(
     if not task.labels and len(theirs) == 1:
         return
     if theirs != [o.lower() for o in ours]:
-        raise ValueError(f"teacher: its labels are {theirs}, those of {task.title} are {ours}; a teacher must "
-                         "have the task's labels in the same order (save it with the right id2label)")
+        raise ValueError(f"teacher: its labels are {theirs}, those of {task.title} are {ours}; a teacher "
+                         "must have the task's labels in the same order (save it with the right id2label)")
 
 # %% ../../nbs/compress/04_distillation.ipynb #0780ded6
 def check_order(

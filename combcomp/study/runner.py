@@ -23,7 +23,7 @@ from ..data.loading import load_task
 from ..models.encoders import from_hub, load_model, load_tokenizer, predict, source
 from ..compress.methods import convert
 from ..compress.distillation import check_labels, check_order, check_teacher, distillation_set
-from ..compress.training import calibrated, compress, encode, tracking
+from ..compress.training import prepare_ptq, compress, encode, tracking
 from ..ship.packed_file import other_sizes, pack, unpack
 from ..ship.model_size import sizes_of
 from .store import failure_file, read_row, save_predictions, save_row, writable
@@ -152,7 +152,7 @@ def _rounded(cfg, base, out, log):
     task, tok, model = task_of(cfg.task), _tokenizer(cfg.family, cfg.size), unpack(model_file(base, out))
     data, spec = _task(cfg.task, cfg.limit, out/"cache", cfg.split), parse(cfg.methods)[-1][-1]
     few = data["train"].select(range(min(len(data["train"]), 32*spec.batches)))
-    convert(model, [calibrated(model, tok, encode(few, tok, task.texts, cfg.max_length), spec)])
+    convert(model, [prepare_ptq(model, tok, encode(few, tok, task.texts, cfg.max_length), spec)])
     return model, tok, data, {k: row.get(k) for k in ("learning_rate", "epochs_trained", "train_examples", "transfer_examples", "teacher_score", "train_seconds", "steps", "examples_per_second")}
 
 # %% ../../nbs/study/03_runner.ipynb #90970f44
