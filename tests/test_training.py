@@ -54,11 +54,11 @@ def test_subset(methods, accept, tmp_path):
     "Every subset trains, converts without changing an output, keeps its promises, and comes back from its file"
     task, tok, data, texts = accept
     model, before = student(), state(student())
-    attached = build(parse(methods)[0]) if methods else []
-    for m in attached: m.prepare(model)
-    fit(model, tok, data, attached, epochs=2, batch_size=16, log=QUIET)
+    prepared = build(parse(methods)[0]) if methods else []
+    for m in prepared: m.prepare(model)
+    fit(model, tok, data, prepared, epochs=2, batch_size=16, log=QUIET)
     live = predict(model, tok, texts, task.texts)
-    for m in attached: m.convert(model)
+    for m in prepared: m.convert(model)
     from combcomp.compress.methods import strip_parametrizations
     strip_parametrizations(model)
     assert np.array_equal(live, predict(model, tok, texts, task.texts))
@@ -123,7 +123,7 @@ def test_a_run_killed_between_its_stages_goes_on_from_there(tmp_path):
     assert model_file(cfg, tmp_path/"killed").read_bytes() == model_file(cfg, tmp_path/"whole").read_bytes()
     assert not unfinished(cfg, tmp_path/"killed").exists() and resumed["methods"] == "mp > qat"
     unfinished(cfg, tmp_path/"killed").mkdir(); (unfinished(cfg, tmp_path/"killed")/"stages.safetensors").write_bytes(b"{}")
-    with pytest.raises(ValueError, match="delete it, and the run begins anew"): run(cfg, tmp_path/"killed", force=True, log=QUIET)
+    with pytest.raises(ValueError, match="delete it to start the run from the beginning"): run(cfg, tmp_path/"killed", force=True, log=QUIET)
 
 
 @pytest.mark.parametrize("methods", ("qat(bits=16, activations=16, embeddings=16)", "qat(bits=2)", "qat(activations=None)", "mp(embeddings=True, scope='global', schedule='cubic'),qat(bits=4)"))
