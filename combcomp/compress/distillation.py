@@ -81,8 +81,8 @@ def check_labels(
     if not task.labels and len(theirs) == 1:
         return
     if theirs != [o.lower() for o in ours]:
-        raise ValueError(f"teacher: its labels are {theirs}, those of {task.title} are {ours}; a teacher must "
-                         "have the task's labels in the same order (save it with the right id2label)")
+        raise ValueError(f"teacher: its labels are {theirs}, those of {task.title} are {ours}; a teacher "
+                         "must have the task's labels in the same order (save it with the right id2label)")
 
 # %% ../../nbs/compress/04_distillation.ipynb #0780ded6
 def check_order(
@@ -129,7 +129,7 @@ def augmented_copies(
     "Augmented copies of a training set in which at least one word was replaced"
     data = augment(train, task.augment, task.texts, copies=kd.augment, words=kd.words, seed=seed)
     data = new_copies(data, task.augment)
-    return data.select([*range(len(train), len(data))]) # a list, because `select` refuses an empty range at the end
+    return data.select([*range(len(train), len(data))]) # a list: `select` refuses an empty range
 
 def without_labels(
     texts, # of `transfer_set`
