@@ -164,13 +164,17 @@ def parameters(
     names:dict, # the notebook's `globals()`
     allowed, # the parameters it knows
 ) -> dict: # parameter -> value
-    "The papermill parameters of a notebook; ValueError for one that the notebook does not know"
+    """The papermill parameters of a notebook; ValueError for one that the notebook does not know
+
+    Unknown names are looked for in the first call of a kernel only. papermill starts a kernel and injects before
+    anything else; when the notebook is run again in the same kernel, its own variables are there as well."""
     plain = lambda v: v is None or isinstance(v, (str, int, float, list, dict)) # what papermill can inject
-    given = {k: v for k, v in names.items() if not k.startswith("_") and k not in ("In", "Out") and plain(v)}
-    for k in given:
+    given = [k for k, v in names.items() if not k.startswith("_") and k not in ("In", "Out") and plain(v)]
+    for k in given if "_parameters_checked" not in names else ():
         if k not in allowed:
             bad_value("notebook", "parameter", k, allowed)
-    return given
+    names["_parameters_checked"] = True
+    return {k: names[k] for k in allowed if k in names}
 
 # %% ../nbs/basics.ipynb #f01de401
 def import_object(

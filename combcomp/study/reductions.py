@@ -120,7 +120,8 @@ def usable_rows(
         has = ", ".join(map(str, results))[:300]
         raise ValueError(f"the table has no column {', '.join(sorted(lost))}; it has {has}")
     table = results.assign(**{k: v for k, v in dict(family="", task="", seed=0).items() if k not in results})
-    table = table.assign(methods=table["methods"].fillna("").map(canonical))
+    methods = table["methods"].fillna("")
+    table = table.assign(methods=methods.map({m: canonical(m) for m in {*methods}}))
     for column in [c for c in TRAINING if c in table]:
         for (_, task), found in table.groupby(["family", "task"])[column].unique().items():
             if len(found) > 1:
