@@ -123,7 +123,7 @@ class KD:
 
     def under(self, recipe=None): # a `KD`
         "The same record, with a recipe's values for what is None; the default is the present recipe"
-        recipe = recipe or Recipe()
+        recipe = recipe or RECIPES[RECIPE]
         return replace(self, alpha=recipe.kd_alpha if self.alpha is None else self.alpha,
                        transfer=recipe.kd_transfer if self.transfer is None else self.transfer)
 
@@ -534,6 +534,7 @@ RECIPES = dict(v1=Recipe(depth=0.5, width=2.0, standardize=False, min_steps=0, k
                v2=Recipe())
 RECIPE = "v2" # the present one
 
+@lru_cache(1024)
 def recipe_of(text:str) -> Recipe:
     "The recipe that a text names, a version with changes as in `v2(dropout=0.0)`; else ValueError"
     m = re.fullmatch(r"\s*(\w+)\s*(\(.*\))?\s*", str(text), re.S)
@@ -547,6 +548,7 @@ def recipe_of(text:str) -> Recipe:
         bad_value("Run", "recipe", text, "a version, or with changes, as in v2(dropout=0.0)")
     return replace(RECIPES[m[1]], **_options(Recipe, call.keywords, "recipe"))
 
+@lru_cache(1024)
 def canonical_recipe(text:str) -> str: # the one way to write it
     "A recipe in its canonical form, without changes to the version's own values"
     version = re.match(r"\s*(\w*)", str(text))[1]

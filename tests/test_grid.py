@@ -6,8 +6,8 @@ from unittest import mock
 import pandas as pd, pytest
 
 from combcomp import Run
-from combcomp.study.runner import hush, run
-from combcomp.study.sweep import GridFailed, _work, grid, runs, status
+from combcomp.study.runner import Context, hush, run
+from combcomp.study.sweep import GridFailed, Sweep, grid, runs, status, work as make_all
 from combcomp.study.schedule import estimate, finished, ordered, remaining
 from combcomp.study.store import read_failure, read_row
 from test_training import lay, tiny
@@ -29,7 +29,7 @@ def work(folder, begun=None, lease=None, todo=TODO, checkpoint=1.0):
     def log(text, **kwargs):
         if begun and text.startswith("minilm") and text.endswith("seed 0"):
             with open(begun, "a") as f: f.write(f"{os.getpid()} {text}\n")
-    _work(todo, folder, log, QUIET, checkpoint=checkpoint)
+    make_all(Sweep(todo, folder), Context(Path(folder), log, checkpoint), QUIET)
 
 
 def begin(*args, **kwargs):

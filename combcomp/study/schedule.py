@@ -143,7 +143,8 @@ def estimate(
 ) -> list: # seconds of each, NaN when `done` is empty
     "How long runs will take, from runs that are done"
     import numpy as np
-    known = [(r, s) for r, s in finished(done) if s > 0]
+    some = done.iloc[::max(1, len(done)//400)] # enough for five costs
+    known = [(r, s) for r, s in finished(some) if s > 0]
     if not known: return [float("nan")]*len(todo)
     costs = _costs(np.array([parts(r) for r, _ in known]), np.array([s for _, s in known]))
     return [float(np.dot(parts(r), costs)) for r in todo]
