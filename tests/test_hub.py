@@ -377,7 +377,7 @@ class Asked(BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(parts)
 
-    def log(self, code, value=b"", **headers):
+    def say(self, code, value=b"", **headers):
         data = value if isinstance(value, bytes) else json.dumps(value).encode()
         self.send_response(code)
         for k, v in {"Content-Length": len(data), **{k.replace("_", "-"): v for k, v in headers.items()}}.items(): self.send_header(k, v)
