@@ -12,18 +12,25 @@ def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="also the tests that take an hour: every bit of a packed file, and many of a large one")
 
 
-LONG = [f"test_{name}.py" for name in "grid papermill training cluster cli hub export stats tasks own pack docs augment".split()] # first, so that two workers end at about the same time
+# Files that take long come first, so that two workers end at about the same time
+LONG = ("study_sweep papermill compress_training study_cluster cli share_hub ship_runtimes study_statistics data_tasks "
+        "data_text_files ship_packed_file docs data_augmentation").split()
+
 
 def pytest_collection_modifyitems(config, items):
-    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
-    if config.getoption("--long"): return
+    place = {f"test_{name}.py": i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+    if config.getoption("--long"):
+        return
     for item in items:
-        if item.get_closest_marker("long"): item.add_marker(pytest.mark.skip(reason="takes an hour: pytest --long"))
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="takes an hour: pytest --long"))
 
 
 REPO = Path(__file__).resolve().parent.parent
 NBS = REPO/"nbs"
 NOTEBOOKS = [p for p in sorted(NBS.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 MODULES = [p for p in sorted((REPO/"combcomp").rglob("*.py")) if p.name[0] != "_"] # the exported ones, and no __init__
 
 

@@ -10,8 +10,7 @@ import pytest
 from markdown_it import MarkdownIt
 from playwright.sync_api import sync_playwright
 
-from conftest import MODULES, NBS, NOTEBOOKS, REPO, code_of, exports, module_of, stem_of
-from test_explore import BROWSER
+from conftest import BROWSER, MODULES, NBS, NOTEBOOKS, REPO, code_of, exports, module_of, stem_of
 
 SCREENS, LINE, HEIGHT = 2, 125, 48 # README in screens of 48 lines of 125 characters; a figure takes half a screen
 ADDRESS = r"https://[\w.-]+\.[a-z]+(/[\w./?=#&%~+-]*)?"

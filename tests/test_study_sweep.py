@@ -10,7 +10,7 @@ from combcomp.study.runner import Context, hush, run
 from combcomp.study.sweep import GridFailed, Sweep, grid, runs, status, work as make_all
 from combcomp.study.schedule import estimate, finished, ordered, remaining
 from combcomp.study.store import read_failure, read_row
-from test_training import lay, tiny
+from test_compress_training import lay, tiny
 
 QUIET = lambda *args, **kwargs: None
 FEW = dict(limit=300, epochs=1)
@@ -18,7 +18,7 @@ SHORT = "v1(kd_transfer=100)" # few steps for small sets, and few texts for the 
 TODO = runs(["l1"], ["supersense"], ["", "kd,mp,qat", "mp > qat", "ptq"], limit=144, recipe=SHORT)
 
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["combcomp.study.sweep", "combcomp.data.loading", "test_grid"])
+processes.set_forkserver_preload(["combcomp.study.sweep", "combcomp.data.loading", "test_study_sweep"])
 
 
 def work(folder, begun=None, lease=None, todo=TODO, checkpoint=1.0):

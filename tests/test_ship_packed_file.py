@@ -134,7 +134,7 @@ def test_converted_models(tmp_path, methods):
 
 
 def test_same_bytes_in_another_process(tmp_path):
-    code = "import sys; sys.path[:0] = {path!r}; from test_pack import *; pack(compressed(bert(**TINY), 8, 0.5), {out!r})"
+    code = "import sys; sys.path[:0] = {path!r}; from test_ship_packed_file import *; pack(compressed(bert(**TINY), 8, 0.5), {out!r})"
     for i in (1, 2):
         done = subprocess.run([sys.executable, "-c", code.format(path=[os.path.dirname(__file__), os.getcwd()], out=str(tmp_path/f"{i}"))],
                               env=os.environ | {"PYTHONHASHSEED": str(i), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
