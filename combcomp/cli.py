@@ -92,9 +92,9 @@ def conclusion(
 def _run(measure, report_to, force, outputs, **fields):
     "Train, compress, pack and measure one run, and compare it with the uncompressed model and its teacher"
     cfg = Run(**fields)
-    from combcomp.study.runner import _wanted, hush
+    from combcomp.study.runner import check_measures, hush
     from combcomp.compress.training import tracking
-    _wanted(measure.split(",") if measure else ()); tracking(report_to); hush()
+    check_measures(measure.split(",") if measure else ()); tracking(report_to); hush()
     with working(): rows = rows_of(cfg, measure, report_to, force, outputs)
     return Answer([*rows.values()][-1], conclusion(rows, outputs))
 
