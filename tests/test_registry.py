@@ -17,7 +17,7 @@ from combcomp.ship.packed_file import unpack
 from combcomp.spec import (
     canonical, KD, METHODS, MethodInfo, parse, register, Run, subset_of, SUBSETS, subsets, table_order, unregister,
 )
-from combcomp.study.explorer import answer, Canvas, offered, Study
+from combcomp.study.explorer import Choice, answer, offered
 from combcomp.study.figures import colour_of, COLOURS, interaction_plot, marker_of, reduction_map, score_size
 from combcomp.study.recommendation import recommend
 from combcomp.study.reductions import combination, interactions, max_reduction, study_rows, trainings
@@ -142,11 +142,9 @@ def test_it_is_counted_in_statistics(tilt):
 
 def test_it_is_in_the_explorer(tilt):
     rows = table()
-    assert offered(rows)[1] == [*ALL]
-    canvas = Canvas(Study(rows))
-    picture, best, reductions = answer(canvas, ("accept", "wic"), ALL, "mb_file", megabytes=30)
+    assert offered(rows).methods == [*ALL]
+    picture, best, reductions = answer(rows, None, Choice(("accept", "wic"), ALL, "mb_file", megabytes=30))
     assert "tilt" in best.data and reductions.data.count("tilt") == 8 and picture.data[:4] == b"\x89PNG"
-    assert {*canvas.parts} == {*ALL}
     plt.close("all")
 
 

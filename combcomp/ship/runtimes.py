@@ -56,6 +56,7 @@ def runs_in_int8(module) -> bool: # weight and input have 8 bits or fewer
     return getattr(module, "weight_bits", 32) <= 8 and getattr(module, "input_bits", 32) <= 8
 
 def as_array(tensor): # a parameter or buffer
+    "A tensor as a NumPy array"
     return tensor.detach().cpu().numpy()
 
 def stored_weight(g, module, name, transposed=False): # names of weight and scale; no scale for floats
@@ -93,6 +94,7 @@ def lookup(g, ids, module, name):
     return g("Mul", g("Cast", g("Gather", w, ids), to=1), g("Gather", scale, ids))
 
 def layer_norm(g, x, module, name):
+    "Layer normalisation over the last axis"
     weight, bias = (g.constant(as_array(getattr(module, k)), name=f"{name}.{k}") for k in ("weight", "bias"))
     return g("LayerNormalization", x, weight, bias, epsilon=module.eps)
 

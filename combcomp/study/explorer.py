@@ -8,7 +8,7 @@ __all__ = ['Offer', 'offered', 'Choice', 'mean_rows', 'draw_marks', 'picture', '
 
 # %% ../../nbs/study/11_explorer.ipynb #c4b4f80a
 import io, warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from IPython.display import DisplayHandle, Image, Markdown, display
@@ -206,7 +206,9 @@ def answer(
     return image, words, Markdown(title + reduction_table(table, choice.methods))
 
 # %% ../../nbs/study/11_explorer.ipynb #94680286
-def round_slider(value:float) -> float: return float(f"{value:.3g}") # as a slider shows it
+def round_slider(value:float) -> float:
+    "A number as a slider shows it, to three digits"
+    return float(f"{value:.3g}")
 
 def first_choice(
     results, # rows of one study
