@@ -1,4 +1,4 @@
-"Every subset on both runtimes: the predictions of the baked model, integers inside, any shape, and errors that say what is wrong"
+"Every subset on both runtimes: the predictions of the converted model, integers inside, any shape, and errors that say what is wrong"
 import json
 
 import numpy as np, pytest, torch, transformers
@@ -27,7 +27,7 @@ def tok(): return load_tokenizer("minilm", "l1")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tok):
-    "(task name, methods) -> (baked model of one layer, 300 validation examples), trained once"
+    "(task name, methods) -> (converted model of one layer, 300 validation examples), trained once"
     cache, made = tmp_path_factory.mktemp("cache"), {}
     def get(methods, name="accept"):
         if (methods, name) in made: return made[methods, name]
@@ -61,11 +61,11 @@ def fused(folder, tmp_path):
 def test_subset(methods, runtime, trained, tok, tmp_path):
     model, val = trained(methods)
     about = export(model, tmp_path/"m", runtime, tokenizer=tok, task="accept", data=val, within=0.7) # 2 of 300 examples
-    baked, logits = predict(model, tok, val, ("sentence",)), load_exported(tmp_path/"m", threads=1).logits(val["sentence"])
-    assert (baked.argmax(1) == logits.argmax(1)).mean() == about["parity"]["equal"] >= 0.99
+    converted, logits = predict(model, tok, val, ("sentence",)), load_exported(tmp_path/"m", threads=1).logits(val["sentence"])
+    assert (converted.argmax(1) == logits.argmax(1)).mean() == about["parity"]["equal"] >= 0.99
     if "qat" not in methods:
         export(model, tmp_path/"exact", runtime, tokenizer=tok, data=False, precision="f32")
-        assert about["int8_layers"] == 0 and abs(baked - load_exported(tmp_path/"exact").logits(val["sentence"])).max() < 1e-3
+        assert about["int8_layers"] == 0 and abs(converted - load_exported(tmp_path/"exact").logits(val["sentence"])).max() < 1e-3
         return
     assert about["int8_layers"] == 8 and about["mb_onnx"] < 0.27*model.num_parameters()*4/1e6 and about["mb"] < 1.02*about["mb_onnx"]
     if runtime == "onnx": kinds = fused(tmp_path/"m", tmp_path); assert kinds.count("MatMulIntegerToFloat") == 8 and "Gemm" not in kinds
@@ -138,7 +138,7 @@ def test_another_model_does_not_pass(runtime, trained, tok, tmp_path, monkeypatc
     E = importlib.import_module("combcomp.export")
     true = getattr(E, f"_{runtime}_session")
     monkeypatch.setattr(E, f"_{runtime}_session", lambda *a: (lambda s: lambda feed: -s(feed))(true(*a)))
-    with pytest.raises(ParityError, match=r"scores \d+\.\d+ and the baked one \d+\.\d+ .* 0\.00% of 300 predictions equal"):
+    with pytest.raises(ParityError, match=r"scores \d+\.\d+ and the converted one \d+\.\d+ .* 0\.00% of 300 predictions equal"):
         export(model, tmp_path/"m", runtime, tokenizer=tok, task="accept", data=val)
     assert not [*tmp_path.iterdir()]
 

@@ -116,7 +116,7 @@ def test_rounded_inputs(tmp_path):
 
 
 @pytest.mark.parametrize("methods", ["qat", "mp,qat", "mp", "ptq"])
-def test_baked_models(tmp_path, methods):
+def test_converted_models(tmp_path, methods):
     "What the methods leave behind is what `pack` expects"
     pytest.importorskip("combcomp.quantize"), pytest.importorskip("combcomp.prune")
     from combcomp.spec import parse
@@ -129,7 +129,7 @@ def test_baked_models(tmp_path, methods):
     for progress in (0.5, 1.0):
         model(torch.randint(0, 500, (2, 9)))
         for m in made: m.step(progress)
-    bake(model.eval(), made)
+    convert(model.eval(), made)
     pack(model, tmp_path/"m")
     assert_same(model, unpack(tmp_path/"m"))
 
@@ -379,7 +379,7 @@ def test_refuses_what_it_could_not_read_back(tmp_path):
     with pytest.raises(ValueError, match="pooler.dense.weight: the weight is not integers of 8 bits"): pack(broken, tmp_path/"m")
     training = bert(**TINY)
     torch.nn.utils.parametrize.register_parametrization(training.bert.pooler.dense, "weight", torch.nn.Identity())
-    with pytest.raises(ValueError, match="bake the model first"): pack(training, tmp_path/"m")
+    with pytest.raises(ValueError, match="convert the model first"): pack(training, tmp_path/"m")
     with pytest.raises(ValueError, match="decoder"): pack(bert(is_decoder=True, **TINY), tmp_path/"m")
     with pytest.raises(ValueError, match="no BertForSequenceClassification"): pack(torch.nn.Linear(2, 2), tmp_path/"m")
     with pytest.raises(TypeError): pack(model, tmp_path/"m", info={"x": object()})

@@ -61,7 +61,7 @@ def counts(
 
 # %% ../../nbs/ship/03_model_size.ipynb #5aeec602
 def sizes_of(
-    model, # a baked BertForSequenceClassification
+    model, # a converted BertForSequenceClassification
     file=None, # what `pack` wrote for it; None leaves mb_file None
 ) -> dict: # mb_paper, mb_packed, mb_file, mb_onnx, each also with _noemb; parameters, nonzeros, sparsity
     "The sizes of a model in decimal MB; CorruptFile if `file` is damaged"

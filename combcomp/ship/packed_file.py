@@ -69,7 +69,7 @@ def integers(
     w, s, limit = module.weight.detach().cpu(), module.weight_scale.detach().cpu()[:, None], 2**(module.weight_bits - 1) - 1
     q = torch.nan_to_num(torch.round(w / s), nan=0.0)   # 0/0: a row of zeros
     if not 2 <= module.weight_bits <= 16 or q.abs().max() > limit or not torch.equal(q * s, w):
-        raise ValueError(f"{name}: the weight is not integers of {module.weight_bits} bits times weight_scale; bake the model first")
+        raise ValueError(f"{name}: the weight is not integers of {module.weight_bits} bits times weight_scale; convert the model first")
     return q.numpy().astype(np.int8 if module.weight_bits <= 8 else np.int16)
 
 # %% ../../nbs/ship/02_packed_file.ipynb #de4d32d1
@@ -100,7 +100,7 @@ def _plain(model, where="pack"):
     config = checked_config(model.config.to_dict())
     have, want = ({k: (tuple(v.shape), v.dtype) for k, v in m.state_dict().items()} for m in (model, skeleton(config)))
     odd = sorted(k for k in have.keys() | want.keys() if have.get(k) != want.get(k))
-    if odd: raise ValueError(f"{where}: {odd[0]} is {have.get(odd[0])} and should be {want.get(odd[0])}; bake the model first, in float32")
+    if odd: raise ValueError(f"{where}: {odd[0]} is {have.get(odd[0])} and should be {want.get(odd[0])}; convert the model first, in float32")
     return config
 
 # %% ../../nbs/ship/02_packed_file.ipynb #d3924c26
@@ -202,7 +202,7 @@ def inspect(
 
 # %% ../../nbs/ship/02_packed_file.ipynb #2c178423
 def pack(
-    model:BertForSequenceClassification, # baked: plain modules in float32
+    model:BertForSequenceClassification, # converted: plain modules in float32
     path, # where to write; an existing file is replaced
     tokenizer:str="", # hub name of the tokenizer, kept as it is
     info:dict|None=None, # anything JSON can hold, kept as it is

@@ -127,7 +127,7 @@ def _classifier(g, model):
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 def onnx_model(
-    model, # a baked `BertForSequenceClassification`
+    model, # a converted `BertForSequenceClassification`
 ): # an onnx.ModelProto
     "A model as an ONNX graph, its rounded layers in int8; ValueError for a model that is not plain"
     from combcomp.ship.packed_file import _plain
@@ -238,18 +238,18 @@ class Exported:
 
 # %% ../../nbs/ship/04_runtimes.ipynb #0f6c8a8a
 class ParityError(ValueError):
-    "An exported model that does not predict what the baked one does"
+    "An exported model that does not predict what the converted one does"
 
 def parity(
     task, # a Task or its name
-    baked, exported, # logits, of the same examples
+    converted, exported, # logits, of the same examples
     labels, # of these examples
 ) -> dict: # score and exported_score, x 100; equal: the share of equal predictions; largest: difference of a logit
     "How far an exported model is from the one it came from"
-    if len(baked) != len(exported): raise ValueError(f"parity: logits of {len(baked)} and {len(exported)} examples")
-    same = baked.argmax(1) == exported.argmax(1) if baked.shape[1] > 1 else abs(baked - exported)[:, 0] <= np.ptp(labels)/100
-    scores = [score(task, metrics(task, logits, labels)) for logits in (baked, exported)]
-    return dict(score=scores[0], exported_score=scores[1], equal=float(same.mean()), largest=float(abs(baked - exported).max()), examples=len(baked))
+    if len(converted) != len(exported): raise ValueError(f"parity: logits of {len(converted)} and {len(exported)} examples")
+    same = converted.argmax(1) == exported.argmax(1) if converted.shape[1] > 1 else abs(converted - exported)[:, 0] <= np.ptp(labels)/100
+    scores = [score(task, metrics(task, logits, labels)) for logits in (converted, exported)]
+    return dict(score=scores[0], exported_score=scores[1], equal=float(same.mean()), largest=float(abs(converted - exported).max()), examples=len(converted))
 
 def _close(p, within, equal): return abs(p["score"] - p["exported_score"]) <= within + 1e-9 and p["equal"] >= equal   # as promised?
 
@@ -257,13 +257,13 @@ def _close(p, within, equal): return abs(p["score"] - p["exported_score"]) <= wi
 def _compared(folder, model, tokenizer, task, data):
     "Parity of what is in a folder with the model that it was made of"
     from combcomp.models.encoders import predict
-    baked = predict(model, tokenizer, data, task.texts, max_length=load_about(folder)["max_length"])
+    converted = predict(model, tokenizer, data, task.texts, max_length=load_about(folder)["max_length"])
     rows = list(data[task.texts[0]]) if len(task.texts) == 1 else list(zip(*(data[t] for t in task.texts)))
-    return parity(task, baked, load_exported(folder).logits(rows), data["label"])
+    return parity(task, converted, load_exported(folder).logits(rows), data["label"])
 
 def _refuse(task, found, within, equal):
     "ParityError, with the figures"
-    raise ParityError(f"export: on {task.title} the exported model scores {found['exported_score']:.2f} and the baked one {found['score']:.2f} (at most {within} apart is asked), "
+    raise ParityError(f"export: on {task.title} the exported model scores {found['exported_score']:.2f} and the converted one {found['score']:.2f} (at most {within} apart is asked), "
                       f"with {found['equal']:.2%} of {found['examples']} predictions equal (at least {equal:.0%}). More validation data, or the other runtime, may show whether that is chance")
 
 # %% ../../nbs/ship/04_runtimes.ipynb #bda11b11
@@ -359,7 +359,7 @@ def _tokenizer(model, given):
 
 # %% ../../nbs/ship/04_runtimes.ipynb #cfa152fc
 def export(
-    model, # baked: what `run`, `compress` and `unpack` give
+    model, # converted: what `run`, `compress` and `unpack` give
     folder, # to be written; an earlier export is replaced
     runtime:str="openvino", # or onnx
     tokenizer=None, # a tokenizer, its hub name or folder; None is the one that the model names

@@ -130,7 +130,7 @@ def _encoded(train, tok, cfg):
 
 # %% ../../nbs/study/03_runner.ipynb #321f8258
 def _trained(cfg, out, log, **more):
-    "The baked model of a run, its tokenizer, the task's data, and facts for the row"
+    "The converted model of a run, its tokenizer, the task's data, and facts for the row"
     log(label(cfg) + (f": {cfg.task}" if cfg.task.startswith("file:") else ""), flush=True)
     tok, model = _tokenizer(cfg.family, cfg.size), load_model(cfg.family, cfg.size, task_of(cfg.task, out/"cache").labels, cfg.seed)
     data = _task(cfg.task, cfg.limit, out/"cache", cfg.split) # after the model: what is missing should be missed at once
@@ -146,7 +146,7 @@ def _trained(cfg, out, log, **more):
 
 # %% ../../nbs/study/03_runner.ipynb #03a739dd
 def _rounded(cfg, base, out, log):
-    "As `_trained`, for a run with ptq: the model of `base`, the run without it, unpacked, calibrated and baked"
+    "As `_trained`, for a run with ptq: the model of `base`, the run without it, unpacked, calibrated and converted"
     row = read_row(base.id, out)
     log(f"{label(cfg)}: rounding the model of {row['id']}", flush=True)
     task, tok, model = task_of(cfg.task), _tokenizer(cfg.family, cfg.size), unpack(model_file(base, out))
@@ -160,7 +160,7 @@ class Superseded(RuntimeError): "Another process has taken this run over"
 
 # %% ../../nbs/study/03_runner.ipynb #f02bb926
 def _finish(cfg, model, tok, data, out, log, facts, begin, holder):
-    "Evaluate and keep a baked model; the row comes last, so that a row means that everything is there"
+    "Evaluate and keep a converted model; the row comes last, so that a row means that everything is there"
     results, logits = evaluate(model, tok, data, cfg)
     model.cpu()
     model_file(cfg, out).parent.mkdir(exist_ok=True)
