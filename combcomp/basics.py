@@ -12,7 +12,7 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['LEASE', 'bad_value', 'check_number', 'check_fields', 'root', 'outputs_dir', 'rel_path', 'atomic_write', 'lease',
-           'split_list', 'parameters', 'online', 'hub', 'environment']
+           'split_list', 'parameters', 'quoted', 'online', 'hub', 'environment']
 
 # %% ../nbs/basics.ipynb #29d50fad
 if os.environ.get("IN_TEST"): os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -126,6 +126,17 @@ def parameters(
             bad_value("notebook", "parameter", k, allowed)
     names["_parameters_checked"] = True
     return {k: names[k] for k in allowed if k in names}
+
+# %% ../nbs/basics.ipynb #a782fa63
+def quoted(
+    *pairs, # (a number as the prose has it, its value)
+): # nothing
+    "Check that the numbers that a paragraph quotes are those of the rows; ValueError for a stale one"
+    for text, value in pairs:
+        digits = len(text.partition(".")[2])
+        if f"{float(value):,.{digits}f}" != text:
+            raise ValueError(f"the prose quotes {text}, and the rows now give {float(value):,.{digits + 2}f}: "
+                             "write the paragraph before this cell again")
 
 # %% ../nbs/basics.ipynb #3b268ce2
 @lru_cache(None)

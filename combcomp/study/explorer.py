@@ -8,7 +8,7 @@ __all__ = ['Offer', 'offered', 'Choice', 'mean_rows', 'draw_marks', 'picture', '
 
 # %% ../../nbs/study/11_explorer.ipynb #c4b4f80a
 import io, warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from IPython.display import DisplayHandle, Image, Markdown, display
