@@ -13,7 +13,7 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['LEASE', 'bad_value', 'check_number', 'check_fields', 'root', 'outputs_dir', 'rel_path', 'results_folder',
-           'atomic_write', 'atomic_folder', 'lease', 'split_list', 'parameters', 'import_object', 'online',
+           'atomic_write', 'atomic_folder', 'lease', 'split_list', 'parameters', 'quoted', 'import_object', 'online',
            'missing_download', 'hub', 'device_name', 'installed_version', 'current_commit', 'environment']
 
 # %% ../nbs/basics.ipynb #29d50fad
@@ -175,6 +175,17 @@ def parameters(
             bad_value("notebook", "parameter", k, allowed)
     names["_parameters_checked"] = True
     return {k: names[k] for k in allowed if k in names}
+
+# %% ../nbs/basics.ipynb #a782fa63
+def quoted(
+    *pairs, # (a number as the prose has it, its value)
+): # nothing
+    "Check that the numbers that a paragraph quotes are those of the rows; ValueError for a stale one"
+    for text, value in pairs:
+        digits = len(text.partition(".")[2])
+        if f"{float(value):,.{digits}f}" != text:
+            raise ValueError(f"the prose quotes {text}, and the rows now give {float(value):,.{digits + 2}f}: "
+                             "write the paragraph before this cell again")
 
 # %% ../nbs/basics.ipynb #f01de401
 def import_object(
