@@ -11,6 +11,8 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from filelock import SoftFileLease
+
 # %% auto #0
 __all__ = ['LEASE', 'bad_value', 'check_number', 'check_fields', 'root', 'outputs_dir', 'rel_path', 'results_folder',
            'atomic_write', 'atomic_folder', 'lease', 'split_list', 'parameters', 'quoted', 'import_object', 'online',
@@ -146,7 +148,6 @@ def lease(
 @lru_cache(None)
 def _lease(path):
     "One object per path, because it measures the time between two of its own checks"
-    from filelock import SoftFileLease
     return SoftFileLease(path, lease_duration=LEASE)
 
 # %% ../nbs/basics.ipynb #h0000071

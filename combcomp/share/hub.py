@@ -16,6 +16,7 @@ from ..models.encoders import from_hub, load_tokenizer, predict
 from ..ship.packed_file import check_plain, inspect, pack, unpack
 from ..ship.runtimes import replace_folder, check_texts, Exported
 from ..study.store import read_row, row_file
+from ..study.runner import label
 from .model_card import one_line, public_row, rename_model, card, HUB_NAME
 
 # %% auto #0
@@ -38,7 +39,6 @@ def _vacant(folder):
 # %% ../../nbs/share/02_hub.ipynb #39d739ff
 def _finished(given, outputs):
     "The row and the packed model of a run; FileNotFoundError with what to do if one is missing"
-    from combcomp.study.runner import label
     row = read_row(given.id, outputs) if isinstance(given, Run) else dict(given)
     if row is None: raise FileNotFoundError(f"save_pretrained: {label(given)} is not done, there is no {rel_path(row_file(given.id, outputs))}; make it with run(cfg), or name its folder with outputs=")
     if not re.fullmatch("[0-9a-f]{16}", str(row.get("id"))): bad_value("save_pretrained", "id", row.get("id"), "that of a run, 16 hex digits")

@@ -7,9 +7,11 @@ __all__ = ['SUITES', 'ENGINES', 'runs', 'numbers', 'study', 'Sweep', 'status', '
            'forecast', 'time_left', 'progress_line', 'throttle', 'Progress', 'work', 'Worker', 'serve', 'run_workers',
            'replace_worker', 'EngineOptions', 'run_local', 'GridFailed', 'problems', 'grid']
 
-# %% ../../nbs/study/04_sweep.ipynb #a439eec0
+# %% ../../nbs/study/04_sweep.ipynb #b3f59fd8
 import gc, itertools, json, os, queue, subprocess, sys, threading, time
 from dataclasses import asdict, dataclass
+
+from tqdm import tqdm
 
 from ..basics import LEASE, bad_value, check_number, import_object, outputs_dir, rel_path, split_list
 from ..spec import FAMILIES, GLUE, SUBSETS, WORDNET, Run, limits_of, resolve_task
@@ -232,7 +234,6 @@ def throttle(log, every:float=60.0): # a function like `log`
 class Progress:
     "Lines about runs that end, and on a terminal a bar below them"
     def __init__(self, sweep:Sweep, log=print):
-        from tqdm import tqdm
         self.sweep, self.log = sweep, log
         self.terminal = log is print and sys.stderr.isatty()
         form = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} runs, {elapsed}{postfix}"
