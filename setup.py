@@ -14,7 +14,8 @@ setup(
     author=cfg["author"], url=cfg["git_url"], keywords=cfg["keywords"], python_requires=f">={cfg['min_python']}",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    packages=find_packages(include=["combcomp"]), package_data={"combcomp": ["*.mplstyle", "data/*"]},
+    packages=find_packages(include=["combcomp", "combcomp.*"]),
+    package_data={"combcomp": ["*.mplstyle"], "combcomp.data": ["*.csv"]},
     install_requires=lines("requirements"), entry_points=dict(console_scripts=lines("console_scripts")),
     extras_require={key.removesuffix("_requirements"): lines(key) for key in cfg if key.endswith("_requirements")},
 )

@@ -1,9 +1,9 @@
-"Which combination of distillation, quantization and pruning makes a text encoder smallest at the score you need?"
+"Distillation, quantization and pruning of text encoders, in any combination"
 __version__ = "0.1.0"
 import logging
 from importlib import import_module
 
-# Public names and the modules they come from. A module, and with it torch, is loaded when one of its names is used.
+# Public names and the modules they come from. A module, and with it torch, is loaded when a name is used.
 NAMES = dict(
     Run="spec", run="study.runner", grid="study.sweep", load_results="study.store", pack="ship.packed_file",
     unpack="ship.packed_file", sizes="models.sizes", export="ship.runtimes", load_exported="ship.runtimes",

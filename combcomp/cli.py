@@ -19,7 +19,7 @@ from fastcore.docments import docments
 
 import combcomp
 from .basics import atomic_write, outputs_dir, bad_value, rel_path
-from .spec import Run, teacher_run
+from .spec import KD, METHODS, Run, teacher_run
 
 # %% ../nbs/cli.ipynb #2b1bccf1
 class Option(NamedTuple):
@@ -73,7 +73,7 @@ def rows_of(
     from combcomp.study.store import read_row
     more, rows = measure.split(",") if measure else (), {}
     row = run(cfg, outputs, force=force, measure=more, report_to=report_to)
-    if "kd" in cfg.methods and not cfg.teacher: rows[f"teacher {teacher_run(cfg).size}"] = read_row(teacher_run(cfg).id, outputs)
+    if cfg.combination.options(KD) and not cfg.teacher: rows[f"teacher {teacher_run(cfg).size}"] = read_row(teacher_run(cfg).id, outputs)
     if cfg.methods: rows[f"uncompressed {cfg.size}"] = run(replace(cfg, methods="", teacher=""), outputs, measure=more)
     return rows | {f"{cfg.methods or 'uncompressed'} {cfg.size}": row}
 
@@ -92,9 +92,9 @@ def conclusion(
 def _run(measure, report_to, force, outputs, **fields):
     "Train, compress, pack and measure one run, and compare it with the uncompressed model and its teacher"
     cfg = Run(**fields)
-    from combcomp.study.runner import _wanted, hush
+    from combcomp.study.runner import check_measures, hush
     from combcomp.compress.training import tracking
-    _wanted(measure.split(",") if measure else ()); tracking(report_to); hush()
+    check_measures(measure.split(",") if measure else ()); tracking(report_to); hush()
     with working(): rows = rows_of(cfg, measure, report_to, force, outputs)
     return Answer([*rows.values()][-1], conclusion(rows, outputs))
 
@@ -128,7 +128,7 @@ def _rows(outputs):
 
 # %% ../nbs/cli.ipynb #f4e1dbf2
 def _grid(
-    family:str="minilm", # minilm (comes with pip), bert (from the hub), or the hub name or folder of any BERT
+    family:str="minilm", # minilm (comes with pip), bert (from the hub), or the hub name or folder of a BERT
     sizes:str="all", # minilm: l6,l4,l2,l1; bert: large,base,medium,small,mini,tiny; or some of them
     tasks:str="all", # minilm: the five of the WordNet suite; bert: the eight of GLUE; or some of either
     methods:str="all", # the eight subsets of kd, qat, mp; or combinations with ; between them, as "kd,qat; mp > qat"
@@ -397,7 +397,10 @@ def parser(): # an argparse.ArgumentParser
     top.add_argument("--version", action="version", version=f"combcomp {combcomp.__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (function, table) in COMMANDS.items():
-        one = commands.add_parser(name, help=function.__doc__, description=function.__doc__, epilog="examples:\n  " + EXAMPLES[name].replace("\n", "\n  "), **plain)
+        epilog = "examples:\n  " + EXAMPLES[name].replace("\n", "\n  ")
+        if "methods" in table:
+            epilog += "\n\nmethods:" + "".join(f"\n  {i.name:<5}{i.label}" for i in METHODS.values())
+        one = commands.add_parser(name, help=function.__doc__, description=function.__doc__, epilog=epilog, **plain)
         for k, option in table.items(): _add(one, k, option)
         one.add_argument("--json", action="store_true", help="the answer as one JSON value on standard output, and progress on standard error")
         one.add_argument("--debug", action="store_true", help="show where an error came from")

@@ -1,6 +1,7 @@
 """Are the notebooks clean, and do combcomp/, README.md, figures/ and outputs/tables/ say what the notebooks say?
 
     python tests/check_sync.py clean|export|readme|results [--fix]
+    python tests/check_sync.py executed    # a pattern of the notebooks that `results` and tests/ run, for nbdev_test to skip
 
 Nothing is changed without --fix: `clean` and `export` run nbdev in a copy and compare, `results` runs the result notebooks
 into a temporary folder. nbdev_readme needs Quarto, so README.md is built here.
@@ -23,17 +24,22 @@ def nbdev(command, root):
 
 def project(root):
     "The files that nbdev reads and writes, by relative path"
-    return {p.relative_to(root).as_posix(): p.read_text(encoding="utf-8") for glob in ("nbs/*.ipynb", "combcomp/*.py") for p in sorted(root.glob(glob))}
+    paths = [p for glob in ("nbs/**/*.ipynb", "combcomp/**/*.py") for p in sorted(root.glob(glob))]
+    return {p.relative_to(root).as_posix(): p.read_text(encoding="utf-8")
+            for p in paths if ".ipynb_checkpoints" not in p.parts}
+
+
+BY_HAND = ("combcomp/__init__.py", "combcomp/__main__.py") # every other module is exported
 
 
 def changed_by(command, root=ROOT):
-    "The files that an nbdev command would change, add or not write: found in a copy without the exported modules (`__init__` and `__main__` are written by hand)"
+    "The files that an nbdev command would change, add or not write, found in a copy"
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         for name, text in project(root).items():
-            exported = re.match(r"combcomp/(?!__(init|main)__)", name)
-            if command == "nbdev_export" and exported: continue
-            (copy/name).parent.mkdir(exist_ok=True)
+            if command == "nbdev_export" and name.startswith("combcomp/") and name not in BY_HAND:
+                continue # nbdev has to write it
+            (copy/name).parent.mkdir(parents=True, exist_ok=True)
             (copy/name).write_text(text, encoding="utf-8")
         shutil.copy(root/"settings.ini", copy)
         nbdev(command, copy)
@@ -79,34 +85,38 @@ def stale_readme(root=ROOT):
     return [] if now == readme(root/"nbs/index.ipynb") else ["README.md"]
 
 
-RESULTS = ("table1", "figure1", "findings") # they read committed rows of one study only, and write figures and tables
-WRITE = (*RESULTS, "recipe") # that one reads the trials of the recipe
-REMADE = (*WRITE, "explore") # that one writes nothing
-VIEW = "application/vnd.jupyter.widget-view+json" # of controls that only the kernel knows which made them
+RESULTS = ("table1", "figure1", "findings", "recipe", "ablations", "speed") # write figures and tables
+REMADE = (*RESULTS, "explore") # that one writes nothing
+MEASURED = "outputs/tables/speed_" # times of one machine, written by `make speed`: what figures are drawn from
+WIDGET = "application/vnd.jupyter.widget-view+json" # controls of a kernel that is gone
 
 
 def executed(name, into=None, root=ROOT):
-    "A result notebook after running; `into` is where it writes instead of the project"
+    "A result notebook after running; `into` is where it writes instead of the project, in the folder combcomp/"
     import nbformat
     from nbclient import NotebookClient
-    notebook = nbformat.read(root/"nbs"/f"{name}.ipynb", as_version=4)
-    (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
-    source = cell.source
-    if into and name in WRITE: cell.source += f"\ninto = {str(into)!r}"
-    NotebookClient(notebook, timeout=900, kernel_name="python3", store_widget_state=False, resources={"metadata": {"path": str(root/"nbs")}}).execute()
-    cell.source = source
-    for output in (o for c in notebook.cells for o in c.get("outputs", [])): output.get("data", {}).pop(VIEW, None)
+    path = root/"nbs"/f"{name}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(notebook, timeout=900, kernel_name="python3", store_widget_state=False,
+                            resources={"metadata": {"path": str(path.parent)}})
+    redirected = dict(IN_TEST="1", TMPDIR=str(into)) if into else {} # see `combcomp.basics.results_folder`
+    client.execute(env={**os.environ, **redirected})
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop(WIDGET, None)
     return notebook
 
 
 def said(notebook):
     "What a notebook says in words: its Markdown outputs"
-    return ["".join(o["data"]["text/markdown"]) for c in notebook["cells"] for o in c.get("outputs", []) if "text/markdown" in o.get("data", {})]
+    outputs = [o.get("data", {}) for c in notebook["cells"] for o in c.get("outputs", [])]
+    return ["".join(data["text/markdown"]) for data in outputs if "text/markdown" in data]
 
 
 def shows(path):
     "What a file says: the fingerprint of a figure (its pixels depend on fonts), the text of a table"
-    if path.suffix not in (".png", ".svg"): return path.read_text(encoding="utf-8")
+    if path.suffix not in (".png", ".svg"):
+        return path.read_text(encoding="utf-8")
     mark = re.search(rb"shows [0-9a-f]{16}", path.read_bytes())
     return mark and mark[0]
 
@@ -114,45 +124,67 @@ def shows(path):
 def differing(made, root):
     "Files of `made` that the project has otherwise or not at all"
     names = sorted(p.relative_to(made).as_posix() for p in made.rglob("*") if p.is_file())
-    return [n for n in names if not (root/n).is_file() or shows(root/n) is None or shows(root/n) != shows(made/n)]
+    return [n for n in names
+            if not (root/n).is_file() or shows(root/n) is None or shows(root/n) != shows(made/n)]
 
 
 def stale_results(root=ROOT, names=REMADE):
-    "Figures, tables and generated prose that the committed rows no longer give, and figures and tables that nothing makes"
+    """Figures, tables and generated prose that the committed rows no longer give.
+
+    With all `names`, also the figures and tables that no notebook makes.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        stale = [f"nbs/{n}.ipynb" for n in names if said(executed(n, folder, root)) != said(json.loads((root/"nbs"/f"{n}.ipynb").read_text(encoding="utf-8")))]
-        made = {p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file()}
-        theirs = {p.relative_to(root).as_posix() for glob in ("figures/*", "outputs/tables/*") for p in root.glob(glob) if p.name.startswith(tuple(names))}
-        left = sorted(f"{n} (made by nothing)" for n in theirs - made - {f"figures/figure1_latency.{e}" for e in ("svg", "png")}) # that one is of nbs/speed
-        return stale + differing(Path(folder), root) + left
+        stale = []
+        for name in names:
+            stored = json.loads((root/"nbs"/f"{name}.ipynb").read_text(encoding="utf-8"))
+            if said(executed(name, folder, root)) != said(stored):
+                stale.append(f"nbs/{name}.ipynb")
+        made = Path(folder)/"combcomp"
+        there = {p.relative_to(root).as_posix() for glob in ("figures/*", "outputs/tables/*") for p in root.glob(glob)}
+        left = {n for n in there if not n.startswith(MEASURED) and not (made/n).is_file()} if names == REMADE else ()
+        return stale + differing(made, root) + sorted(f"{n} (made by no notebook)" for n in left)
 
 
 def make_results():
-    "Run the result notebooks in place, and keep what they say"
+    "Run the result notebooks, write their figures and tables, and keep the notebooks whose words changed"
     import nbformat
     for name in REMADE:
+        path = ROOT/"nbs"/f"{name}.ipynb"
         notebook = executed(name)
+        if name == "speed" and said(notebook) == said(json.loads(path.read_text(encoding="utf-8"))):
+            continue # its other outputs are times of the machine that measured
         for cell in notebook.cells:
-            if cell.cell_type == "code": cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
-        nbformat.write(notebook, ROOT/"nbs"/f"{name}.ipynb")
+            if cell.cell_type == "code":
+                cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+        nbformat.write(notebook, path)
     nbdev("nbdev_clean", ROOT)
 
 
-CHECKS = dict(clean=lambda: changed_by("nbdev_clean"), export=lambda: changed_by("nbdev_export"), readme=stale_readme, results=stale_results)
+CHECKS = dict(clean=lambda: changed_by("nbdev_clean"), export=lambda: changed_by("nbdev_export"),
+              readme=stale_readme, results=stale_results)
 
 
 def fix(what):
     "Write what the check `what` found"
-    if what == "readme": (ROOT/"README.md").write_text(readme(), encoding="utf-8")
-    elif what == "results": make_results()
-    else: nbdev(f"nbdev_{what}", ROOT)
+    if what == "readme":
+        (ROOT/"README.md").write_text(readme(), encoding="utf-8")
+    elif what == "results":
+        make_results()
+    else:
+        nbdev(f"nbdev_{what}", ROOT)
 
 
 def main(what, *flags):
-    if what not in CHECKS or flags not in ((), ("--fix",)): sys.exit(__doc__)
-    if flags: fix(what)
-    if wrong := CHECKS[what](): sys.exit(f"{what}: {', '.join(wrong)}\n" + (
-        "still differs: a module without a notebook? Delete it." if flags else f"Not in sync. To fix it: make {what}"))
+    if what == "executed":
+        return print(rf"^([_.]|({'|'.join((*REMADE, 'index'))})\.ipynb$)")
+    if what not in CHECKS or flags not in ((), ("--fix",)):
+        sys.exit(__doc__)
+    if flags:
+        fix(what)
+    if wrong := CHECKS[what]():
+        advice = "still differs: a module without a notebook? Delete it." if flags else f"Not in sync. To fix it: make {what}"
+        sys.exit(f"{what}: {', '.join(wrong)}\n{advice}")
 
 
-if __name__ == "__main__": main(*(sys.argv[1:] or [""]))
+if __name__ == "__main__":
+    main(*(sys.argv[1:] or [""]))

@@ -3,7 +3,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "2") # before anything loads torch
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import shutil, subprocess, sys
+import json, re, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -12,16 +12,49 @@ def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="also the tests that take an hour: every bit of a packed file, and many of a large one")
 
 
-LONG = [f"test_{name}.py" for name in "grid papermill training cluster cli hub export stats tasks own pack docs augment".split()] # first, so that two workers end at about the same time
+# Files that take long come first, so that two workers end at about the same time
+LONG = ("study_sweep papermill compress_training study_cluster cli share_hub ship_runtimes study_statistics data_tasks "
+        "data_text_files ship_packed_file docs data_augmentation").split()
+
 
 def pytest_collection_modifyitems(config, items):
-    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
-    if config.getoption("--long"): return
+    place = {f"test_{name}.py": i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+    if config.getoption("--long"):
+        return
     for item in items:
-        if item.get_closest_marker("long"): item.add_marker(pytest.mark.skip(reason="takes an hour: pytest --long"))
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="takes an hour: pytest --long"))
 
 
 REPO = Path(__file__).resolve().parent.parent
+NBS = REPO/"nbs"
+NOTEBOOKS = [p for p in sorted(NBS.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+MODULES = [p for p in sorted((REPO/"combcomp").rglob("*.py")) if p.name[0] != "_"] # the exported ones, and no __init__
+
+
+def stem_of(path):
+    "data/01_tasks for a notebook, the name without ending for other files"
+    path = path.with_suffix("")
+    return path.relative_to(NBS).as_posix() if path.is_relative_to(NBS) else path.name
+
+
+def module_of(path):
+    "data.tasks for combcomp/data/tasks.py"
+    return ".".join(path.relative_to(REPO/"combcomp").with_suffix("").parts)
+
+
+def code_of(path):
+    "The code cells of a notebook, as text"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+
+
+def exports(path):
+    "The module that a notebook exports, as data.tasks; None for a notebook that exports none"
+    found = re.search(r"^#\| default_exp ([\w.]+)", "\n".join(code_of(path)), re.MULTILINE)
+    return found and found[1]
 
 
 def run_py(code, **env):

@@ -76,11 +76,6 @@ def test_the_study_of_recommend_is_that_of_findings():
     for name in ("family", "tasks", "limits", "batch_size"): assert table[name] == findings[name]
 
 
-def test_make_knows_the_same_names():
-    lists = dict(re.findall(r"^(PARAMETERS|GRID) = (.*)$", (REPO/"Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    assert {"methods", *lists["PARAMETERS"].split()} == {*cli.RUN} and {*lists["GRID"].split()} == {*cli.GRID}
-
-
 def test_what_two_commands_share_they_call_the_same():
     tables = [table for _, table in cli.COMMANDS.values()]
     assert all(o.help and o.type in (str, int, float, bool) for t in tables for o in t.values())

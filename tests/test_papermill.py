@@ -104,10 +104,3 @@ def test_a_lost_parameters_tag_is_noticed(tmp_path):
     for c in notebook["cells"]: c["metadata"] = {}
     (tmp_path/"untagged.ipynb").write_text(json.dumps(notebook))
     assert papermill.inspect_notebook(str(tmp_path/"untagged.ipynb")) == {}
-
-
-def test_make_passes_parameters_on():
-    command = ["make", "-n", "run", "methods=kd(temperature=4), mp > qat", "size=l1", "task=accept", "seed=3"]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
-    assert "-p methods 'kd(temperature=4), mp > qat' -p size 'l1' -p task 'accept' -p seed '3'" in done.stdout.replace("  ", " "), done.stderr
-    assert subprocess.run(["make", "-n", "run", "sise=l1"], cwd=REPO, capture_output=True).returncode != 0

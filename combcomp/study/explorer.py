@@ -15,8 +15,8 @@ from IPython.display import DisplayHandle, Image, Markdown, display
 from matplotlib.figure import Figure
 
 from ..basics import check_number, bad_value
-from ..spec import task_names, task_title
-from .figures import HALO, SIZES, STYLE, by_subset, score_size
+from ..spec import table_order, task_names, task_title
+from .figures import HALO, SIZES, STYLE, score_size
 from .store import markdown
 from .reductions import KEYS, interval, max_reduction, mean_curve, points, seeds_of, with_draws
 from .recommendation import recommend
@@ -43,7 +43,7 @@ def offered(
         raise ValueError("explore: no task has an uncompressed run, a combination, and sizes of all; "
                          "`make grid` makes such rows, `study_rows` chooses them")
     combinations = {*points(results, size_cols[0])["combination"]} # refuses rows of different trainings
-    return Offer(tasks, sorted(combinations, key=by_subset), size_cols)
+    return Offer(tasks, sorted(combinations, key=table_order), size_cols)
 
 @dataclass(frozen=True)
 class Choice:

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 
-from ..basics import atomic_write, outputs_dir, rel_path, environment
+from ..basics import atomic_write, outputs_dir, rel_path, results_folder, environment
 from ..spec import Run, SUBSETS, task_title
 
 # %% ../../nbs/study/01_store.ipynb #0943136b
@@ -193,7 +193,9 @@ def save_table(
     flat = table.reset_index() if table.index.names != [None] else table
     flat.columns = [" ".join(map(str, c)).strip() if isinstance(c, tuple) else c for c in flat.columns]
     texts = dict(csv=flat.to_csv(index=False, lineterminator="\n"), md=markdown(table) + "\n", tex=flat.to_latex(index=False, escape=True, na_rep="", float_format="%g"))
-    for ending, text in texts.items(): atomic_write(Path(folder)/f"{name}.{ending}", lambda p: Path(p).write_text(text, encoding="utf-8"))
+    for ending, text in texts.items():
+        path = results_folder(folder)/f"{name}.{ending}"
+        atomic_write(path, lambda p: Path(p).write_text(text, encoding="utf-8"))
     return table
 
 # %% ../../nbs/study/01_store.ipynb #769838e9

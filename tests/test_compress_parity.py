@@ -62,7 +62,7 @@ def test_activations_are_rounded_as_torch_does(bits):
     torch.manual_seed(0)
     r = ActivationObserver(bits)
     for _ in range(5): r(torch.nn.functional.gelu(torch.randn(8, 40, 64)*2))
-    scale, zero = r.grid()
+    scale, zero = r.qparams()
     x = torch.cat([torch.randn(500)*4, torch.tensor([0.0, -0.0, 1e9, -1e9, r.low.item(), r.high.item()])])
     grads = []
     from torch.ao.quantization import FakeQuantize

@@ -37,7 +37,7 @@ def test_same_in_a_fresh_process():
 
 
 def test_import_loads_no_nlpaug():
-    code = "import sys, combcomp.tasks; before = 'torch' in sys.modules; import combcomp.augment; print('nlpaug' in sys.modules, 'torch' in sys.modules and not before)"
+    code = "import sys, combcomp.data.tasks; before = 'torch' in sys.modules; import combcomp.data.augmentation; print('nlpaug' in sys.modules, 'torch' in sys.modules and not before)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.split() == ["False", "False"]
 

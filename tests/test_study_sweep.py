@@ -6,11 +6,11 @@ from unittest import mock
 import pandas as pd, pytest
 
 from combcomp import Run
-from combcomp.study.runner import hush, run
-from combcomp.study.sweep import GridFailed, _work, grid, runs, status
+from combcomp.study.runner import Context, hush, run
+from combcomp.study.sweep import GridFailed, Sweep, grid, runs, status, work as make_all
 from combcomp.study.schedule import estimate, finished, ordered, remaining
 from combcomp.study.store import read_failure, read_row
-from test_training import lay, tiny
+from test_compress_training import lay, tiny
 
 QUIET = lambda *args, **kwargs: None
 FEW = dict(limit=300, epochs=1)
@@ -18,7 +18,7 @@ SHORT = "v1(kd_transfer=100)" # few steps for small sets, and few texts for the 
 TODO = runs(["l1"], ["supersense"], ["", "kd,mp,qat", "mp > qat", "ptq"], limit=144, recipe=SHORT)
 
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["combcomp.study.sweep", "combcomp.data.loading", "test_grid"])
+processes.set_forkserver_preload(["combcomp.study.sweep", "combcomp.data.loading", "test_study_sweep"])
 
 
 def work(folder, begun=None, lease=None, todo=TODO, checkpoint=1.0):
@@ -29,7 +29,7 @@ def work(folder, begun=None, lease=None, todo=TODO, checkpoint=1.0):
     def log(text, **kwargs):
         if begun and text.startswith("minilm") and text.endswith("seed 0"):
             with open(begun, "a") as f: f.write(f"{os.getpid()} {text}\n")
-    _work(todo, folder, log, QUIET, checkpoint=checkpoint)
+    make_all(Sweep(todo, folder), Context(Path(folder), log, checkpoint), QUIET)
 
 
 def begin(*args, **kwargs):
@@ -116,7 +116,7 @@ def test_a_failed_run_is_told_and_can_be_tried_again(tmp_path, out):
 
 def test_what_needs_a_failed_teacher_is_blocked(out):
     todo = [Run(size="l1", task="accept", methods=m, limit=32, batch_size=16, recipe="v1(rate=1e-9)") for m in ("kd", "kd,ptq")]
-    with pytest.raises(GridFailed, match="what it needs failed"): grid(todo, out, log=QUIET)
+    with pytest.raises(GridFailed, match="the run that it needs failed"): grid(todo, out, log=QUIET)
     assert status(ordered(todo), out)["state"].tolist() == ["done", "failed", "blocked"]
 
 
@@ -139,7 +139,8 @@ def test_a_run_that_kills_its_process_fails_and_the_others_are_made(out):
 def test_a_teacher_and_its_opinion_are_made_once(out):
     todo = runs(["l1"], ["supersense"], ["kd", "kd,mp", "kd,qat"], limit=160, epochs=0.2, recipe=SHORT)
     watch = lambda module, name: mock.patch.object(sys.modules[f"combcomp.{module}"], name, wraps=getattr(sys.modules[f"combcomp.{module}"], name))
-    with watch("grid", "compress") as trained, watch("grid", "encode") as encoded, watch("distill", "predict") as asked, watch("distill", "augment") as augmented:
+    with (watch("study.runner", "compress") as trained, watch("study.runner", "encode") as encoded,
+          watch("compress.distillation", "predict") as asked, watch("compress.distillation", "augment") as augmented):
         grid(todo, out, log=QUIET)
     assert trained.call_count == 4 and asked.call_count == 3 and encoded.call_count == 2 # a teacher and three students; originals, copies, transfer texts
     assert [c.kwargs["copies"] for c in augmented.call_args_list if c.kwargs["copies"]] == [1]

@@ -3,7 +3,7 @@ import json, os, re, shutil, subprocess, sys, time, zipfile
 from pathlib import Path
 import numpy as np, pytest
 
-from combcomp import tasks
+from combcomp.data import loading, tasks, wordnet
 from combcomp.spec import GLUE, WORDNET
 
 REPO = Path(__file__).resolve().parents[1]
@@ -37,7 +37,7 @@ def glue(tmp_path_factory):
 import json
 from collections import Counter
 from combcomp.basics import *; from combcomp.data.tasks import *; from combcomp.data.wordnet import *; from combcomp.data.loading import *
-from combcomp.spec import GLUE
+from combcomp.spec import GLUE, TASKS
 import numpy as np
 seen = {}
 for n in GLUE:
@@ -78,9 +78,9 @@ def test_label_meanings(glue):
 
 def test_mnli_other_order(glue):
     code = """
-from combcomp import tasks
+from combcomp.data import loading, tasks, wordnet
 from dataclasses import replace
-try: tasks._glue(replace(tasks.TASKS["mnli"], labels=("contradiction", "neutral", "entailment")))
+try: loading.load_task(replace(tasks.TASKS["mnli"], labels=("contradiction", "neutral", "entailment")))
 except ValueError as e: print('"' + str(e).replace('"', "'") + '"')
 """
     message = answer(code, HF_HOME=str(glue[0]), HF_HUB_OFFLINE="1", HF_DATASETS_CACHE=None)
@@ -156,7 +156,7 @@ def test_same_rows_in_any_process(suite):
 
 def test_suite_balance_and_sides(suite):
     for name in WORDNET:
-        data, task = tasks.load_task(name, cache=suite[0]), tasks.TASKS[name]
+        data, task = loading.load_task(name, cache=suite[0]), tasks.TASKS[name]
         assert {s: len(d) for s, d in data.items()} == dict(train=4000, validation=1000)
         assert data["train"].column_names == [*task.texts, "label", "idx"]
         if name != "hypernym": # whose second column is "a kind of" a word
@@ -168,11 +168,11 @@ def test_suite_balance_and_sides(suite):
 
 
 def test_wic_has_the_word_and_hypernym_hides_it(suite):
-    wic = tasks.load_task("wic", cache=suite[0])["validation"]
+    wic = loading.load_task("wic", cache=suite[0])["validation"]
     for a, b in zip(wic["sentence1"], wic["sentence2"]):
         word, example = a.split(": ", 1)
         assert word in example.lower() and word in b.lower() and example != b
-    hyper = tasks.load_task("hypernym", cache=suite[0])["validation"]
+    hyper = loading.load_task("hypernym", cache=suite[0])["validation"]
     assert not any(f" {k.removeprefix('a kind of ').lower()} " in f" {g.lower()} " for g, k in zip(hyper["gloss"], hyper["kind"]))
     labels = {}
     for k, y in zip(hyper["kind"], hyper["label"]): labels.setdefault(k, []).append(y)
@@ -182,28 +182,28 @@ def test_wic_has_the_word_and_hypernym_hides_it(suite):
 @pytest.mark.parametrize("damage", ["truncated", "missing", "other rows"])
 def test_broken_cache_is_built_again(suite, tmp_path, monkeypatch, damage):
     import datasets
-    good = tasks.load_task("wic", cache=suite[0])
-    folder = tmp_path/"tasks"/f"wic-{tasks.FINGERPRINTS['wic']}"
+    good = loading.load_task("wic", cache=suite[0])
+    folder = tmp_path/"tasks"/f"wic-{wordnet.FINGERPRINTS['wic']}"
     shutil.copytree(suite[0]/"tasks"/folder.name, folder)
     arrow = next((folder/"train").glob("*.arrow"))
     if damage == "truncated": arrow.write_bytes(arrow.read_bytes()[:1000])
     if damage == "missing": shutil.rmtree(folder/"validation")
     if damage == "other rows": shutil.rmtree(folder); datasets.DatasetDict(train=good["validation"], validation=good["train"]).save_to_disk(str(folder))
     calls = []
-    monkeypatch.setattr(tasks, "_built", lambda task: calls.append(task) or datasets.DatasetDict({s: datasets.Dataset.from_dict(d.to_dict(), features=d.features) for s, d in good.items()}))
-    monkeypatch.setattr(tasks, "wordnet", lambda cache=None: None)
-    assert tasks.fingerprint(tasks.load_task("wic", cache=tmp_path)) == tasks.FINGERPRINTS["wic"] and len(calls) == 1
-    tasks.load_task("wic", cache=tmp_path)
+    monkeypatch.setattr(wordnet, "build_wordnet", lambda task: calls.append(task) or datasets.DatasetDict({s: datasets.Dataset.from_dict(d.to_dict(), features=d.features) for s, d in good.items()}))
+    monkeypatch.setattr(wordnet, "wordnet", lambda cache=None: None)
+    assert wordnet.fingerprint(loading.load_task("wic", cache=tmp_path)) == wordnet.FINGERPRINTS["wic"] and len(calls) == 1
+    loading.load_task("wic", cache=tmp_path)
     assert len(calls) == 1 and [p.name for p in (tmp_path/"tasks").iterdir()] == [folder.name]
 
 
 def test_drift_is_said(suite, tmp_path, monkeypatch):
     import datasets
-    good = tasks.load_task("wic", cache=suite[0])
+    good = loading.load_task("wic", cache=suite[0])
     other = datasets.DatasetDict(train=good["train"].select(range(3999)), validation=good["validation"])
-    monkeypatch.setattr(tasks, "_built", lambda task: other)
-    monkeypatch.setattr(tasks, "wordnet", lambda cache=None: None)
-    with pytest.warns(UserWarning, match="wic: built rows"): tasks.load_task("wic", cache=tmp_path)
+    monkeypatch.setattr(wordnet, "build_wordnet", lambda task: other)
+    monkeypatch.setattr(wordnet, "wordnet", lambda cache=None: None)
+    with pytest.warns(UserWarning, match="wic: built rows"): loading.load_task("wic", cache=tmp_path)
 
 
 READ = "import sys, nltk; from combcomp.data.wordnet import wordnet; w = wordnet({!r}); print(w.get_version(), w.synset('dog.n.01').offset(), w.root.__class__.__name__)"
@@ -238,7 +238,7 @@ def test_no_wordnet_anywhere(tmp_path):
 
 
 def test_import_is_light():
-    assert answer("import sys, json, combcomp.tasks; print(json.dumps([m for m in ('torch', 'datasets', 'sklearn', 'nltk', 'scipy') if m in sys.modules]))") == []
+    assert answer("import sys, json, combcomp.data.tasks; print(json.dumps([m for m in ('torch', 'datasets', 'sklearn', 'nltk', 'scipy') if m in sys.modules]))") == []
 
 
 @pytest.mark.parametrize("p, y, says", [([[1., 0]], [2], "label 2 is none"), ([[1., 0]], [0, 1], "shape (1, 2) for 2"), ([[np.nan, 0]], [0], "NaN"), (np.zeros((0, 2)), [], "1 or more"),
@@ -258,9 +258,9 @@ def test_metrics_of_constants():
 
 def test_limits_are_nested_and_keep_both_classes():
     labels = [0] * 30 + [1] * 70
-    order = tasks._order(labels)
+    order = loading.stratified_order(labels)
     assert set(np.asarray(labels)[order[:2]]) == {0, 1} and sorted(order) == list(range(100))
-    assert order.tolist() != sorted(order) and tasks._order(labels).tolist() == order.tolist()
+    assert order.tolist() != sorted(order) and loading.stratified_order(labels).tolist() == order.tolist()
 
 
 # Transfer texts
@@ -276,12 +276,12 @@ def transfer(suite, tmp_path_factory):
     shutil.copytree(suite[0], cache)
     code = f"""
 import json, sys, time
-from combcomp import tasks
+from combcomp.data import loading, tasks, wordnet
 from combcomp.spec import WORDNET
-tasks.wordnet({str(cache)!r})
+wordnet.wordnet({str(cache)!r})
 start = time.time()
-rows = {{n: tasks.transfer_set(n, 10**6, cache={str(cache)!r}) for n in WORDNET}}
-prints = {{n: tasks.fingerprint(dict(transfer=d)) for n, d in rows.items()}}
+rows = {{n: loading.transfer_set(n, 10**6, cache={str(cache)!r}) for n in WORDNET}}
+prints = {{n: wordnet.fingerprint(dict(transfer=d)) for n, d in rows.items()}}
 print(json.dumps(dict(prints=prints, seconds=time.time() - start)))
 """
     return cache, answer(code, PYTHONHASHSEED="12345", NLTK_DATA=None, COMBCOMP_OUTPUTS=str(cache/"unused"))
@@ -294,16 +294,16 @@ def rows_of(split, texts):
 
 def test_transfer_texts_are_the_same_in_any_process(transfer):
     cache, built = transfer
-    assert built["prints"] == tasks.TRANSFER_FINGERPRINTS == PRINTS and built["seconds"] < 60
+    assert built["prints"] == wordnet.TRANSFER_FINGERPRINTS == PRINTS and built["seconds"] < 60
     kept = {p.name for p in (cache/"tasks").glob("*-transfer-*")}
     assert kept == {f"{n}-transfer-{f}" for n, f in PRINTS.items()}
     code = f"""
 import json
 from pathlib import Path
-from combcomp import tasks
-tasks.wordnet({str(cache)!r})
-made = lambda task: tasks._built_transfer(task, tasks.load_task(task.name, cache={str(cache)!r}))
-print(json.dumps({{n: tasks.fingerprint(made(tasks.TASKS[n])) for n in ("wic", "hypernym")}}))
+from combcomp.data import loading, tasks, wordnet
+wordnet.wordnet({str(cache)!r})
+made = lambda task: wordnet.build_transfer(task, loading.load_task(task.name, cache={str(cache)!r}))
+print(json.dumps({{n: wordnet.fingerprint(made(tasks.TASKS[n])) for n in ("wic", "hypernym")}}))
 """
     assert answer(code, PYTHONHASHSEED="7", NLTK_DATA=None) == {n: PRINTS[n] for n in ("wic", "hypernym")}
 
@@ -311,11 +311,11 @@ print(json.dumps({{n: tasks.fingerprint(made(tasks.TASKS[n])) for n in ("wic", "
 @pytest.mark.parametrize("name", WORDNET)
 def test_transfer_texts_are_new(transfer, name):
     "By text: none is in the training or validation set, and none occurs twice, whatever the capitals"
-    texts, data = tasks.TASKS[name].texts, tasks.load_task(name, cache=transfer[0])
-    found = tasks.transfer_set(name, 10**6, cache=transfer[0])
+    texts, data = tasks.TASKS[name].texts, loading.load_task(name, cache=transfer[0])
+    found = loading.transfer_set(name, 10**6, cache=transfer[0])
     assert found.column_names == [*texts, "idx"] and found["idx"][:] == [*range(len(found))]
     plain = lambda split: [tuple(t.lower() for t in row) for row in rows_of(split, texts)]
-    assert 15_000 < len(found) <= tasks.TRANSFER and len({*plain(found)}) == len(found)
+    assert 15_000 < len(found) <= wordnet.TRANSFER and len({*plain(found)}) == len(found)
     for split in data.values():
         assert not {*plain(found)} & {*plain(split)}
 
@@ -323,10 +323,10 @@ def test_transfer_texts_are_new(transfer, name):
 @pytest.fixture(scope="session")
 def sides(transfer):
     "The sides (train, validation) of a gloss, an example, the words of one in any order, and a first lemma"
-    tasks.wordnet(transfer[0])
+    wordnet.wordnet(transfer[0])
     glosses, bags, examples, lemmas = ({} for _ in range(4))
-    for s in (s for pos in "nvar" for s in tasks._synsets(pos)):
-        side = tasks._side(s)
+    for s in (s for pos in "nvar" for s in wordnet.all_synsets(pos)):
+        side = wordnet.side_of(s)
         if s.pos() == "n":
             glosses.setdefault(s.definition(), set()).add(side)
             lemmas.setdefault(s.lemma_names()[0].replace("_", " "), set()).add(side)
@@ -339,7 +339,7 @@ def sides(transfer):
 @pytest.mark.parametrize("name", WORDNET)
 def test_transfer_texts_are_of_the_training_side(transfer, sides, name):
     "By synset: each text is looked up in the dictionary, which has it on the training side alone"
-    data = tasks.transfer_set(name, 10**6, cache=transfer[0])
+    data = loading.transfer_set(name, 10**6, cache=transfer[0])
     columns = {t: data[t][:] for t in tasks.TASKS[name].texts}
     if name == "hypernym": # a lemma may be the first one of several synsets
         assert all("train" in sides["lemmas"][k.removeprefix("a kind of ")] for k in columns.pop("kind"))
@@ -355,8 +355,8 @@ def test_transfer_texts_are_of_the_training_side(transfer, sides, name):
 
 @pytest.mark.parametrize("name", WORDNET)
 def test_what_a_limit_leaves_comes_first(transfer, name):
-    task, load = tasks.TASKS[name], lambda limit: tasks.load_task(name, limit, cache=transfer[0])["train"]
-    find = lambda n, limit=None: rows_of(tasks.transfer_set(name, n, limit, cache=transfer[0]), task.texts)
+    task, load = tasks.TASKS[name], lambda limit: loading.load_task(name, limit, cache=transfer[0])["train"]
+    find = lambda n, limit=None: rows_of(loading.transfer_set(name, n, limit, cache=transfer[0]), task.texts)
     assert find(4000, 1000) == find(6000, 1000)[:4000] and find(500) == find(900)[:500] and find(0) == []
     left = {*rows_of(load(None), task.texts)} - {*rows_of(load(1000), task.texts)}
     assert {*find(3000, 1000)} == left and find(4000, 1000)[3000:] == find(1000)
@@ -364,15 +364,15 @@ def test_what_a_limit_leaves_comes_first(transfer, name):
 
 
 def test_transfer_note_counts(transfer):
-    note = lambda *a: tasks.transfer_note(*a, cache=transfer[0])
+    note = lambda *a: loading.transfer_note(*a, cache=transfer[0])
     assert note("accept", 10**5) == "18,899 further texts (100,000 asked for)"
     assert note("accept", 900, 1000) == "900 of 21,899 further texts"
     assert note("accept", 18_899) == "18,899 further texts"
     for n in (-1, 1.5, "20", None, True):
         with pytest.raises(ValueError, match="transfer_set: n="):
-            tasks.transfer_set("accept", n, cache=transfer[0])
+            loading.transfer_set("accept", n, cache=transfer[0])
     with pytest.raises(ValueError, match="did you mean 'accept'"):
-        tasks.transfer_set("acept", 5)
+        loading.transfer_set("acept", 5)
 
 
 def test_transfer_texts_need_no_dictionary_once_they_are_built(transfer):
@@ -389,7 +389,7 @@ print(json.dumps([n, "nltk" in sys.modules, "torch" in sys.modules]))
 def test_broken_transfer_texts_are_built_again(transfer, tmp_path, monkeypatch, damage):
     import datasets
     name = f"accept-transfer-{PRINTS['accept']}"
-    for folder in (name, f"accept-{tasks.FINGERPRINTS['accept']}"):
+    for folder in (name, f"accept-{wordnet.FINGERPRINTS['accept']}"):
         shutil.copytree(transfer[0]/"tasks"/folder, tmp_path/"tasks"/folder)
     good = datasets.load_from_disk(str(transfer[0]/"tasks"/name))
     place = tmp_path/"tasks"/name
@@ -403,35 +403,36 @@ def test_broken_transfer_texts_are_built_again(transfer, tmp_path, monkeypatch, 
         datasets.DatasetDict(transfer=good["transfer"].select(range(10))).save_to_disk(str(place))
     rows = good["transfer"]
     calls, copy = [], dict(transfer=datasets.Dataset.from_dict(rows.to_dict(), rows.features))
-    monkeypatch.setattr(tasks, "_built_transfer", lambda *a: calls.append(a) or datasets.DatasetDict(copy))
-    monkeypatch.setattr(tasks, "wordnet", lambda cache=None: None)
+    monkeypatch.setattr(wordnet, "build_transfer", lambda *a: calls.append(a) or datasets.DatasetDict(copy))
+    monkeypatch.setattr(wordnet, "wordnet", lambda cache=None: None)
     for _ in range(2):
-        found = tasks.transfer_set("accept", 10**6, cache=tmp_path)
-        assert tasks.fingerprint(dict(transfer=found)) == PRINTS["accept"] and len(calls) == 1
+        found = loading.transfer_set("accept", 10**6, cache=tmp_path)
+        assert wordnet.fingerprint(dict(transfer=found)) == PRINTS["accept"] and len(calls) == 1
 
 
 def test_other_transfer_texts_are_said(transfer, tmp_path, monkeypatch):
     import datasets
-    folder = f"wic-{tasks.FINGERPRINTS['wic']}"
+    folder = f"wic-{wordnet.FINGERPRINTS['wic']}"
     shutil.copytree(transfer[0]/"tasks"/folder, tmp_path/"tasks"/folder)
-    few = datasets.DatasetDict(transfer=tasks.transfer_set("wic", 10, cache=transfer[0]))
-    monkeypatch.setattr(tasks, "_built_transfer", lambda *a: few)
-    monkeypatch.setattr(tasks, "wordnet", lambda cache=None: None)
+    few = datasets.DatasetDict(transfer=loading.transfer_set("wic", 10, cache=transfer[0]))
+    monkeypatch.setattr(wordnet, "build_transfer", lambda *a: few)
+    monkeypatch.setattr(wordnet, "wordnet", lambda cache=None: None)
     with pytest.warns(UserWarning, match="wic-transfer: built rows"):
-        assert len(tasks.transfer_set("wic", 100, cache=tmp_path)) == 10
+        assert len(loading.transfer_set("wic", 100, cache=tmp_path)) == 10
 
 
 def test_transfer_texts_of_glue_are_what_a_limit_leaves(glue):
     code = """
 import json
 from combcomp.basics import *; from combcomp.data.tasks import *; from combcomp.data.wordnet import *; from combcomp.data.loading import *
-from combcomp.data.loading import _order
+from combcomp.data.loading import stratified_order
+from combcomp.spec import TASKS
 seen = {}
 for n in ("cola", "rte", "stsb"):
     data, task = load_task(n), TASKS[n]
     found, more = transfer_set(n, 10**6, limit=100), transfer_set(n, 50, limit=100)
     rows = lambda d: [*zip(*([t.lower() for t in d[c][:]] for c in task.texts))]
-    left = data["train"].select(_order(data["train"]["label"], not task.labels)[100:])
+    left = data["train"].select(stratified_order(data["train"]["label"], not task.labels)[100:])
     away = {*rows(load_task(n, limit=100)["train"]), *rows(data["validation"])}
     kept = [r for r in dict.fromkeys(rows(left)) if r not in away]
     seen[n] = dict(same=kept == rows(found), prefix=more[:] == found[:50], rows=len(found),
@@ -463,9 +464,37 @@ from combcomp.data.loading import load_task
 row = run(Run(task="stsb", methods="mp,qat", limit=200, epochs=1), {str(tmp_path)!r})
 data = load_task("mnli")
 data = {{s: data[s].select(range(64)) for s in TASKS["mnli"].evals}}
-mnli, _ = evaluate(load_model("minilm", "l1", TASKS["mnli"].labels), load_tokenizer("minilm", "l1"), data, Run(task="mnli"))
+mnli = evaluate(load_model("minilm", "l1", TASKS["mnli"].labels), load_tokenizer("minilm", "l1"), data, Run(task="mnli")).values
 print(json.dumps(dict(row=row, mnli=mnli)))
 """, HF_HOME=str(glue[0]), HF_HUB_OFFLINE="1", HF_DATASETS_CACHE=None)
     row = seen["row"]
     assert row["metric"] == "pearson" and row["score"] == 100*row["pearson"] and -1 <= row["spearman"] <= 1 and row["eval_examples"] == 1500
     assert {"accuracy", "accuracy_mismatched"} <= seen["mnli"].keys() and seen["mnli"]["score"] == 100*seen["mnli"]["accuracy"]
+
+
+def test_a_task_from_outside_works_everywhere(tmp_path):
+    "One record, registered: the run, its data and metrics, the schedule, and the card know it"
+    import datasets
+    from combcomp.spec import Run, Task, register_task
+    from combcomp.study.runner import run
+    from combcomp.study.schedule import data_of, ordered, steps
+    from combcomp.share.model_card import card
+    def tones(task, cache):
+        rows = dict(text=["what a film", "such a bore"]*40, label=[1, 0]*40, origin=["web"]*80)
+        data = datasets.Dataset.from_dict(rows)
+        return datasets.DatasetDict(train=data.select(range(60)), validation=data.select(range(60, 80)))
+    with pytest.raises(ValueError, match="task='tones' is not allowed"):
+        Run(task="tones")
+    register_task(Task("tones", ("text",), ("bad", "good"), also=("f1",), data=tones, question="Is it good?"))
+    try:
+        cfg = Run(task="tones", methods="mp,qat", epochs=1)
+        assert cfg.id == Run(task="tones", methods="qat, mp", epochs=1).id
+        assert loading.load_task("tones", limit=10)["train"].column_names == ["text", "label", "idx"]
+        assert len(loading.transfer_set("tones", 99, limit=10)) == 0 # the texts that are left occur in it
+        assert data_of("tones")["train"] == 60 and steps(cfg) == 60/32
+        assert [r.task for r in ordered([Run(task="tones", methods="kd")])] == ["tones"]*2
+        row = run(cfg, tmp_path, log=lambda *a, **k: None)
+        assert row["metric"] == "accuracy" and "f1" in row and row["majority"] == 50
+        assert "Is it good?" in card(row, tmp_path) and "English" not in card(row, tmp_path)
+    finally:
+        del tasks.TASKS["tones"]

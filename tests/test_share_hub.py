@@ -7,8 +7,9 @@ from hypothesis import given, settings, strategies as st
 
 import combcomp
 from conftest import REPO
-from combcomp import Run, hub, run
-from combcomp.spec import parse, stages_of
+from combcomp import Run, run
+from combcomp.share import hub, model_card
+from combcomp.spec import parse
 from combcomp.ship.packed_file import CorruptFile, inspect, pack, unpack
 from combcomp.study.store import load_results
 from combcomp.study.reductions import KEYS, interval
@@ -74,7 +75,7 @@ def test_answers(saved, logits):
 def test_transformers_alone_does_not_read_it(saved):
     "As the card warns: it opens the folder, and makes up the weights"
     from transformers import AutoModelForSequenceClassification
-    assert "would put random numbers in the place of its weights" in (saved/"README.md").read_text()
+    assert "would give random weights instead" in (saved/"README.md").read_text()
     model, info = AutoModelForSequenceClassification.from_pretrained(saved, output_loading_info=True)
     assert "bert.embeddings.word_embeddings.weight" in info["missing_keys"] and model.config.id2label == {0: "swapped", 1: "acceptable"}
 
@@ -162,7 +163,7 @@ def unfounded(card, rows, extra=()):
     card = re.sub(r"```.*?```", "", card, flags=re.DOTALL)
     text = re.sub(r"`([^`]+)`", lambda m: "" if m[1] in words else m[1], card)
     known = {w for r in rows for v in r.values() if isinstance(v, (int, float)) and not isinstance(v, bool) for w in ways(v)}
-    known |= {w for s in stages_of(Run(methods=rows[0]["methods"], recipe=rows[0]["recipe"])) for m in s for v in dataclasses.asdict(m).values() if isinstance(v, (int, float)) for w in ways(v)}
+    known |= {w for s in Run(methods=rows[0]["methods"], recipe=rows[0]["recipe"]).combination.stages for m in s for v in dataclasses.asdict(m).values() if isinstance(v, (int, float)) for w in ways(v)}
     text = re.sub(r"MiniLM-L6-v2|-l\d-|\bl\d\b|f1\b", "", text) # names
     return [n for n in re.findall(NUMBER, text) if n not in known | {*extra} | {n.replace(",", "") for n in extra}]
 
@@ -180,7 +181,7 @@ def test_every_number_of_a_card_is_in_the_rows(released):
     mine = results.query("size == 'l2' and task == 'supersense' and methods == 'kd,mp,qat' and limit != limit and batch_size == 32 and recipe == 'v1'")
     row = mine.iloc[0].to_dict()
     plain = results.query("size == 'l2' and task == 'supersense' and methods == '' and limit != limit and batch_size == 32 and recipe == 'v1' and seed == 0").iloc[0].to_dict()
-    card = combcomp.share.model_card.card(row, released)
+    card = model_card.card(row, released)
     of_one, of_all = (interval(bootstrap_scores(t, released).to_numpy()[0]) for t in (mine[:1], mine))
     scores, sizes = (tables(card[card.index(h):card.index("\n## ", card.index(h) + 1)]) for h in ("## Scores", "## Sizes"))
     assert scores["this model"] == [f"{row['score']:.1f}", "{:.1f} to {:.1f}".format(*of_one)]
@@ -200,10 +201,10 @@ def test_intervals(released, tmp_path):
     results = load_results(released)
     mine = results.query("size == 'l2' and task == 'supersense' and methods == 'qat' and limit != limit and batch_size == 32 and recipe == 'v1'")
     row, draws = mine.iloc[0].to_dict(), bootstrap_scores(mine, released, n=200)
-    line = tables(combcomp.share.model_card.card(row, released, draws=draws))[f"models made like it, mean of {len(mine)} seeds"]
+    line = tables(model_card.card(row, released, draws=draws))[f"models made like it, mean of {len(mine)} seeds"]
     assert line[1] == "{:.1f} to {:.1f}".format(*interval(draws.to_numpy()[0])), "draws that are given are used"
-    with pytest.raises(ValueError, match="the draws have none for minilm, supersense, l2, qat"): combcomp.share.model_card.card(row, released, draws=bootstrap_scores(results.query("task == 'accept' and methods == 'qat' and size == 'l2' and limit != limit"), released, n=9))
-    alone = combcomp.share.model_card.card(row, tmp_path)
+    with pytest.raises(ValueError, match="the draws have none for minilm, supersense, l2, qat"): model_card.card(row, released, draws=bootstrap_scores(results.query("task == 'accept' and methods == 'qat' and size == 'l2' and limit != limit"), released, n=9))
+    alone = model_card.card(row, tmp_path)
     assert "There is no interval" in alone and " to " not in alone.split("## Scores")[1].split("Score is")[0] and "uncompressed" not in tables(alone)
 
 
@@ -212,21 +213,21 @@ def test_cards_of_released_rows(released):
     results = load_results(released)
     kinds = results.assign(kind=results["methods"].str.replace(r"\(.*?\)", "", regex=True))
     for _, row in pd.concat([kinds.drop_duplicates("task"), kinds.drop_duplicates("kind")]).iterrows():
-        data, text = metadata(card := combcomp.share.model_card.card(row.to_dict(), released)), card.split("## Limits")[1]
+        data, text = metadata(card := model_card.card(row.to_dict(), released)), card.split("## Limits")[1]
         assert (data["license"], data["language"], data["library_name"], data["pipeline_tag"]) == ("apache-2.0", "en", "combcomp", "text-classification")
         assert data["base_model"] == "sentence-transformers/all-MiniLM-L6-v2" and data["model-index"][0]["results"][0]["dataset"]["name"] == row["task"]
         used = {type(m).__name__ for stage in parse(row["methods"]) for m in stage}
-        assert {k for k, w in dict(KD="*distillation*", MP="*magnitude pruning*", QAT="*quantization-aware training*", PTQ="*rounding after training*").items() if w in text} == used
+        assert {k for k, w in dict(KD="*distillation*", MP="*magnitude pruning*", QAT="*quantization-aware training*", PTQ="*post-training quantization*").items() if w in text} == used
         assert ("Its answer is a number" in card) == (row["metric"] == "pearson") and "nan" not in card.lower().replace("finance", "")
         part = not np.isnan(row["limit"]) and f"{row['limit']:,.0f}" or "whole"
         assert part in text
 
 
 def test_latency_and_no_use(row, tmp_path):
-    fast = combcomp.share.model_card.card(dict(row, score=80.0, mb_onnx=14.5, mb_onnx_noemb=2.5, ms_torch=4.25, ms_onnx=1.5, ms_openvino=None, speed_threads=2, device="a CPU"), tmp_path)
+    fast = model_card.card(dict(row, score=80.0, mb_onnx=14.5, mb_onnx_noemb=2.5, ms_torch=4.25, ms_onnx=1.5, ms_openvino=None, speed_threads=2, device="a CPU"), tmp_path)
     assert "takes PyTorch 4.25 ms, ONNX Runtime 1.50 ms, 2 thread(s) of `a CPU`" in fast and "OpenVINO " not in fast.split("## Sizes")[1].split("## Limits")[0]
     assert tables(fast)["without embeddings"][-1] == "2.50" and "of no use" not in fast
-    slow = combcomp.share.model_card.card(dict(row, score=row["majority"]), tmp_path)
+    slow = model_card.card(dict(row, score=row["majority"]), tmp_path)
     assert "of no use" in slow and "Runtime 1" not in slow and "| ONNX |" not in slow
 
 
@@ -243,11 +244,11 @@ def structure(card):
 @pytest.mark.parametrize("words", HOSTILE)
 def test_hostile_words(words, row, tmp_path):
     "Names of files, labels and machines do nothing in Markdown, HTML or YAML"
-    def made(w): return combcomp.share.model_card.card(dict(row, task=f"file:folder/{w}.csv", device=w, commit=w + "x"), tmp_path, labels=[w, "b"], license=w)
+    def made(w): return model_card.card(dict(row, task=f"file:folder/{w}.csv", device=w, commit=w + "x"), tmp_path, labels=[w, "b"], license=w)
     tags, links = structure(card := made(words))
     assert links == [] and tags == structure(made("plain"))[0] and tags.count("h1") == 1
     data = metadata(card)
-    assert data["library_name"] == "combcomp" and data["license"] == hub._clean(words)
+    assert data["library_name"] == "combcomp" and data["license"] == model_card.one_line(words)
     name = data["model-index"][0]["results"][0]["dataset"]["name"]
     assert (name.endswith(".csv") or {*words} & {*"?#"}) and name.isprintable()
     assert card.count("\n---\n") == 1 and "folder" not in data["model-index"][0]["name"]
@@ -256,7 +257,7 @@ def test_hostile_words(words, row, tmp_path):
 @settings(max_examples=60, deadline=None)
 @given(words=st.text(min_size=1, max_size=40))
 def test_any_words(words):
-    code = hub._code(words)
+    code = model_card.code_span(words)
     ticks = re.match("`+", code)[0]
     assert "\n" not in code and code.isprintable() and code.endswith(ticks) and not re.search(rf"(?<!`){ticks}(?!`)", code[len(ticks):-len(ticks)])
     import mistune
@@ -376,7 +377,7 @@ class Asked(BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(parts)
 
-    def log(self, code, value=b"", **headers):
+    def say(self, code, value=b"", **headers):
         data = value if isinstance(value, bytes) else json.dumps(value).encode()
         self.send_response(code)
         for k, v in {"Content-Length": len(data), **{k.replace("_", "-"): v for k, v in headers.items()}}.items(): self.send_header(k, v)

@@ -1,4 +1,4 @@
-"Every subset on both runtimes: the predictions of the baked model, integers inside, any shape, and errors that say what is wrong"
+"Every subset on both runtimes: the predictions of the converted model, integers inside, any shape, and errors that say what is wrong"
 import json
 
 import numpy as np, pytest, torch, transformers
@@ -14,6 +14,7 @@ from combcomp.data.loading import load_task
 from combcomp.compress.training import compress, encode
 
 onnx, ort, ov = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime"), pytest.importorskip("openvino")
+from combcomp.ship import runtimes
 from combcomp.ship.runtimes import FILES, ParityError, load_about, onnx_model
 
 transformers.logging.set_verbosity_error(); transformers.logging.disable_progress_bar()
@@ -27,7 +28,7 @@ def tok(): return load_tokenizer("minilm", "l1")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tok):
-    "(task name, methods) -> (baked model of one layer, 300 validation examples), trained once"
+    "(task name, methods) -> (converted model of one layer, 300 validation examples), trained once"
     cache, made = tmp_path_factory.mktemp("cache"), {}
     def get(methods, name="accept"):
         if (methods, name) in made: return made[methods, name]
@@ -134,11 +135,10 @@ def test_activation_functions(act):
 def test_another_model_does_not_pass(runtime, trained, tok, tmp_path, monkeypatch):
     "A session that answers something else: the figures, and nothing left behind"
     model, val = trained("")
-    import importlib
-    E = importlib.import_module("combcomp.export")
-    true = getattr(E, f"_{runtime}_session")
-    monkeypatch.setattr(E, f"_{runtime}_session", lambda *a: (lambda s: lambda feed: -s(feed))(true(*a)))
-    with pytest.raises(ParityError, match=r"scores \d+\.\d+ and the baked one \d+\.\d+ .* 0\.00% of 300 predictions equal"):
+    from combcomp.ship import runtimes as E
+    true = getattr(E, f"{runtime}_session")
+    monkeypatch.setattr(E, f"{runtime}_session", lambda *a: (lambda s: lambda feed: -s(feed))(true(*a)))
+    with pytest.raises(ParityError, match=r"scores \d+\.\d+ and the PyTorch model \d+\.\d+ .* 0\.00% of 300 predictions equal"):
         export(model, tmp_path/"m", runtime, tokenizer=tok, task="accept", data=val)
     assert not [*tmp_path.iterdir()]
 
@@ -186,8 +186,8 @@ def test_reading_needs_no_torch(trained, tok, tmp_path, run_py):
 def test_a_missing_runtime_names_the_extra(trained, tok, tmp_path, run_py):
     code = """
 import sys; sys.modules['openvino'] = None
-from combcomp.ship.runtimes import _need
-try: _need('openvino')
+from combcomp.ship.runtimes import require
+try: require('openvino')
 except ImportError as e: print(e)
 """
     assert "pip install 'combcomp[runtime]'" in run_py(code)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np, pytest, torch, transformers
 from torch.nn.utils import parametrize
 
-import combcomp.quantize
+import combcomp.compress.quantization
 from combcomp import Run, load_results, pack, run, unpack
 from combcomp.spec import SUBSETS, parse
 from combcomp.study.runner import model_file, unfinished
@@ -51,16 +51,16 @@ def test_no_methods_is_bit_for_bit_a_plain_trainer(accept, tmp_path):
 
 @pytest.mark.parametrize("methods", SUBSETS, ids=lambda m: m or "none")
 def test_subset(methods, accept, tmp_path):
-    "Every subset trains, bakes without changing an output, keeps its promises, and comes back from its file"
+    "Every subset trains, converts without changing an output, keeps its promises, and comes back from its file"
     task, tok, data, texts = accept
     model, before = student(), state(student())
-    attached = build(parse(methods)[0]) if methods else []
-    for m in attached: m.prepare(model)
-    fit(model, tok, data, attached, epochs=2, batch_size=16, log=QUIET)
+    prepared = build(parse(methods)[0]) if methods else []
+    for m in prepared: m.prepare(model)
+    fit(model, tok, data, prepared, epochs=2, batch_size=16, log=QUIET)
     live = predict(model, tok, texts, task.texts)
-    for m in attached: m.convert(model)
+    for m in prepared: m.convert(model)
     from combcomp.compress.methods import strip_parametrizations
-    plain(model)
+    strip_parametrizations(model)
     assert np.array_equal(live, predict(model, tok, texts, task.texts))
     assert not same(before, state(model)) and state(model).keys() == before.keys()
     for m in model.modules(): assert not (parametrize.is_parametrized(m) or m._forward_hooks or m._forward_pre_hooks)
@@ -80,9 +80,9 @@ def test_subset(methods, accept, tmp_path):
 def test_query_key_and_value_share_one_observer():
     model = student()
     (quantize,) = build(parse("qat")[0]); quantize.prepare(model)
-    assert len(quantize.ranges) == 4 + 2 # attention input, its output, the two of the feed-forward; pooler and classifier
+    assert len(quantize.observers) == 4 + 2 # attention input, its output, the two of the feed-forward; pooler and classifier
     calls = []
-    r = quantize.ranges["bert.encoder.layer.0.attention.self"]
+    r = quantize.observers["bert.encoder.layer.0.attention.self"]
     r.register_forward_hook(lambda *a: calls.append(1))
     model.train()(input_ids=torch.tensor([[101, 2023, 102]]))
     assert len(calls) == 1
@@ -92,7 +92,7 @@ def test_no_whole_table_is_rounded_in_a_step(monkeypatch):
     model = student()
     (quantize,) = build(parse("qat")[0]); quantize.prepare(model)
     seen, follow = [], combcomp.compress.quantization.straight_through
-    monkeypatch.setattr(combcomp.quantize, "follow_rows", lambda w, bits: (seen.append(w.shape[0]), follow(w, bits))[1])
+    monkeypatch.setattr(combcomp.compress.quantization, "straight_through", lambda w, bits: (seen.append(w.shape[0]), follow(w, bits))[1])
     model.train()(input_ids=torch.tensor([[101, 2023, 102]])).logits.sum().backward()
     assert len(seen) == 8 + 3 and max(seen) <= 1536 # the widest linear layer; the table has 30,522 rows
 
@@ -123,12 +123,12 @@ def test_a_run_killed_between_its_stages_goes_on_from_there(tmp_path):
     assert model_file(cfg, tmp_path/"killed").read_bytes() == model_file(cfg, tmp_path/"whole").read_bytes()
     assert not unfinished(cfg, tmp_path/"killed").exists() and resumed["methods"] == "mp > qat"
     unfinished(cfg, tmp_path/"killed").mkdir(); (unfinished(cfg, tmp_path/"killed")/"stages.safetensors").write_bytes(b"{}")
-    with pytest.raises(ValueError, match="delete it, and the run begins anew"): run(cfg, tmp_path/"killed", force=True, log=QUIET)
+    with pytest.raises(ValueError, match="delete it to start the run from the beginning"): run(cfg, tmp_path/"killed", force=True, log=QUIET)
 
 
 @pytest.mark.parametrize("methods", ("qat(bits=16, activations=16, embeddings=16)", "qat(bits=2)", "qat(activations=None)", "mp(embeddings=True, scope='global', schedule='cubic'),qat(bits=4)"))
 def test_options_reach_the_file(methods, accept, tmp_path):
-    "Every option trains, bakes, packs, and is there in the unpacked model"
+    "Every option trains, converts, packs, and is there in the unpacked model"
     task, tok, data, texts = accept
     model, spec = student(), {type(s).__name__.lower(): s for s in parse(methods)[0]}
     compress(model, tok, data, parse(methods), epochs=1, batch_size=32, log=QUIET)

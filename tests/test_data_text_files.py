@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from IPython.utils.capture import capture_output
 
-from combcomp.spec import Run, portable
+from combcomp.spec import portable, resolve_task, Run, TASKS
 from combcomp.study.explorer import explorer
 from combcomp.ship.runtimes import export, load_exported
 from combcomp.study.runner import model_file, run
@@ -26,7 +26,7 @@ silent = lambda *a, **k: None
 
 def words(n):
     "Rows that are quickly learnt: glosses of persons and of animals"
-    from combcomp.data.tasks import CATEGORIES
+    CATEGORIES = TASKS["supersense"].labels
     data = [(r["gloss"], CATEGORIES[r["label"]]) for r in load_task("supersense", 800)["train"]]
     return [r for r in data if r[1] in ("person", "animal")][:n]
 
@@ -41,8 +41,9 @@ def reviews(tmp_path_factory):
 
 def test_the_id_is_the_same_wherever_the_file_lies_and_another_when_it_was_edited(reviews, tmp_path, run_py):
     cfg = Run(task=f"file:{reviews}?label=Verdict, final", methods="kd,qat")
+    assert cfg.id == resolve_task(cfg).id and "#" not in cfg.task
     (tmp_path/"deep").mkdir(); shutil.copy(reviews, tmp_path/"deep/other name.csv")
-    there = run_py(f"import os; os.chdir({str(tmp_path)!r})\nfrom combcomp.spec import Run\nr = Run(task='file:deep/other name.csv?label=Verdict, final', methods='kd,qat'); print(r.id, r.task)", PYTHONHASHSEED="5")
+    there = run_py(f"import os; os.chdir({str(tmp_path)!r})\nfrom combcomp.spec import resolve_task, Run\nr = resolve_task(Run(task='file:deep/other name.csv?label=Verdict, final', methods='kd,qat')); print(r.id, r.task)", PYTHONHASHSEED="5")
     assert there.split()[0] == cfg.id and "?text=Review&label=Verdict%2C final#" in there and "," not in cfg.task
     with open(tmp_path/"deep/other name.csv", "a") as f: f.write("91;one more;person\n")
     assert Run(task=f"file:{tmp_path/'deep/other name.csv'}?label=Verdict, final", methods="kd,qat").id != cfg.id
@@ -50,7 +51,7 @@ def test_the_id_is_the_same_wherever_the_file_lies_and_another_when_it_was_edite
 
 def test_a_row_is_read_back_when_the_file_is_gone_and_its_task_from_the_copy(reviews, out):
     here = out/"mine.csv"; shutil.copy(reviews, here)
-    cfg = Run(task=f"file:{here}?label=Verdict, final", limit=32, epochs=1)
+    cfg = resolve_task(Run(task=f"file:{here}?label=Verdict, final", limit=32, epochs=1))
     row = run(cfg, out, log=silent)
     here.unlink()
     assert read_row(cfg.id, out) == row and Run(**{k: row[k] for k in asdict(cfg)}) == cfg
@@ -86,7 +87,7 @@ def test_another_language_is_not_augmented_and_says_so(out, capsys):
     texts = [f"{wer} {was} {wann} in der Stadt gesehen" for wer in ("Der Hund wurde", "Die alte Frau wurde", "Mein Bruder hat") for was in ("von einem Nachbarn", "mit dem roten Auto", "die ganze Familie") for wann in ("gestern Abend", "am Montag", "noch nie", "oft")]
     with open(out/"deutsch.csv", "w", newline="", encoding="utf-8") as f: csv.writer(f).writerows([("text", "label"), *((t, "ja" if "von" in t else "nein") for t in texts)])
     said = []
-    cfg = Run(task=f"file:{out/'deutsch.csv'}", methods="kd", epochs=2, batch_size=4)
+    cfg = resolve_task(Run(task=f"file:{out/'deutsch.csv'}", methods="kd", epochs=2, batch_size=4))
     row = run(cfg, out, log=lambda *a, **k: said.append(" ".join(map(str, a))))
     assert "language=other" in cfg.task and row["train_examples"] == len(own_data(cfg.task, out/"cache")["train"])
     assert any("not English" in s for s in said)
@@ -194,16 +195,16 @@ def test_rows_without_a_label(tables):
 
 
 def test_transfer_texts_do_not_depend_on_place_or_process_and_outlive_their_files(tables, run_py):
-    cfg = Run(task=f"file:{tables/'labelled.csv'}?unlabelled={tables/'more.txt'}", methods="kd")
+    cfg = resolve_task(Run(task=f"file:{tables/'labelled.csv'}?unlabelled={tables/'more.txt'}", methods="kd"))
     found = transfer_set(cfg.task, 99, cache=tables/"cache")["text"][:]
     (tables/"deep").mkdir()
     shutil.copy(tables/"labelled.csv", tables/"deep/a.csv")
     shutil.copy(tables/"more.txt", tables/"deep/b.txt")
     code = f"""
 import json, os; os.chdir({str(tables)!r})
-from combcomp.spec import Run
+from combcomp.spec import resolve_task, Run
 from combcomp.data.loading import transfer_set
-cfg = Run(task="file:deep/a.csv?unlabelled=deep/b.txt", methods="kd")
+cfg = resolve_task(Run(task="file:deep/a.csv?unlabelled=deep/b.txt", methods="kd"))
 print(json.dumps([cfg.id, transfer_set(cfg.task, 99, cache="other")["text"][:]]))
 """
     assert json.loads(run_py(code, PYTHONHASHSEED="5").splitlines()[-1]) == [cfg.id, found]
@@ -219,7 +220,7 @@ def test_another_second_file_is_another_task(tables):
     named = lambda what: resolve(f"file:{tables/'labelled.csv'}?{what}={tables/'labelled.csv'}").split("#")[1]
     assert named("validation") != named("unlabelled")
     task = f"file:{tables/'labelled.csv'}?unlabelled={tables/'more.txt'}"
-    before = Run(task=task)
+    before = resolve_task(Run(task=task))
     with open(tables/"more.txt", "a", encoding="utf-8") as f:
         f.write("one more text\n")
     assert Run(task=task).id != before.id != Run(task=f"file:{tables/'labelled.csv'}").id
@@ -236,8 +237,8 @@ def test_another_second_file_is_another_task(tables):
     ("a.csv", "review,label\nfine,x\n", ValueError, "a.csv: there is no column 'text'.*'label'. Rename"),
     ("a.jsonl", '{"text": "x"}\n{"text": 3}\n', ValueError, "a.jsonl: row 2, column 'text' is '3'"),
     ("a.jsonl", '{"text": "x"}\n{"b": "y"}\n', ValueError, "row 2 has nothing in column 'text'.*=drop"),
-    ("a.txt", b"fine\n\nnum\xe9ro", ValueError, "a.txt: row 3, column 'text' is no UTF-8.*save the file"),
-    ("a.csv", b"text\nnum\xe9ro\n", ValueError, "a.csv: row 1, column 'text' is no UTF-8.*save the file"),
+    ("a.txt", b"fine\n\nnum\xe9ro", ValueError, "a.txt: row 3, column 'text' is not UTF-8.*save the file"),
+    ("a.csv", b"text\nnum\xe9ro\n", ValueError, "a.csv: row 1, column 'text' is not UTF-8.*save the file"),
     ("a.txt", "fine".encode("utf-16"), ValueError, "a.txt: this is UTF-16.*save it as UTF-8"),
     ("a.parquet", "no", ValueError, "a.parquet: cannot be read as parquet"),
     ("a.docx", "x", ValueError, "a.docx: unlabelled= takes a file that ends in .txt, .csv"),
@@ -246,7 +247,7 @@ def test_a_wrong_second_file_is_said_before_anything_is_trained(tables, name, co
     if content is not None:
         (tables/name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(error, match=told):
-        Run(task=f"file:{tables/'labelled.csv'}?unlabelled={tables/name}")
+        Run(task=f"file:{tables/'labelled.csv'}?unlabelled={tables/name}").id
 
 
 def test_second_files_of_every_kind(tables):

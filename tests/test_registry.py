@@ -1,0 +1,192 @@
+"A method registered from outside the package works in every room, and is gone when it is removed"
+from dataclasses import asdict, dataclass
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from combcomp import cli
+from combcomp.compress.methods import Method
+from combcomp.compress.training import build
+from combcomp.models.encoders import load_tokenizer, predict
+from combcomp.data.loading import load_task
+from combcomp.data.tasks import task_of
+from combcomp.share.model_card import card
+from combcomp.ship.packed_file import unpack
+from combcomp.spec import (
+    canonical, KD, METHODS, MethodInfo, parse, register, Run, subset_of, SUBSETS, subsets, table_order, unregister,
+)
+from combcomp.study.explorer import answer, Canvas, offered, Study
+from combcomp.study.figures import colour_of, COLOURS, interaction_plot, marker_of, reduction_map, score_size
+from combcomp.study.recommendation import recommend
+from combcomp.study.reductions import combination, interactions, max_reduction, study_rows, trainings
+from combcomp.study.runner import model_file, run
+from combcomp.study.schedule import configurations, estimate, ordered, parts, ptq_base, steps
+from combcomp.study.sweep import study
+
+QUIET = lambda *args, **kwargs: None
+ALL = ("", "kd", "mp", "qat", "tilt", "kd,mp", "kd,qat", "kd,tilt", "mp,qat", "mp,tilt", "qat,tilt", "kd,mp,qat",
+       "kd,mp,tilt", "kd,qat,tilt", "mp,qat,tilt", "kd,mp,qat,tilt")
+
+
+@dataclass(frozen=True)
+class Tilt:
+    "A bias towards the first class in training"
+    strength: float = 0.5
+
+
+class Tilted(Method):
+    hooks = []
+    def __init__(self, options): self.options = options
+    def prepare(self, model): self.hooks.append("prepare")
+    def loss(self, loss, out, batch):
+        self.hooks.append("loss")
+        return loss - self.options.strength*out.logits[:, 0].mean()*1e-3
+    def step(self, progress): self.hooks.append("step")
+    def convert(self, model): self.hooks.append("convert")
+
+
+@pytest.fixture
+def tilt():
+    "The method, registered for one test"
+    info = MethodInfo(Tilt, f"{__name__}:Tilted", order=20, label="tilting", slows="examples")
+    register(info)
+    Tilted.hooks = []
+    yield info
+    if "tilt" in METHODS:
+        unregister("tilt")
+
+
+def table(methods=ALL, sizes=dict(l6=90.0, l2=60.0, l1=55.0), tasks=("accept", "wic")):
+    "Rows of a study in which each method but kd makes a model a third smaller, and costs a point"
+    rows = []
+    for i, (size, mb) in enumerate(sizes.items()):
+        for task in tasks:
+            for m in methods:
+                names = [n for n in m.split(",") if n not in ("", "kd")]
+                row = asdict(Run(size=size, task=task, methods=m))
+                mega = mb*(2/3)**len(names)
+                rows.append(dict(row, id=f"{size}{task}{m}", score=90 - 4*i - len(names)/4, metric="accuracy", majority=50.0,
+                                 mb_file=mega, mb_paper=mega, train_seconds=100.0 + 10*len(names), seconds=100.0))
+    return pd.DataFrame(rows)
+
+
+def test_it_parses_and_runs_have_ids(tilt):
+    assert parse("tilt(strength=1), kd") == ((KD(), Tilt(1)),)
+    assert canonical("tilt(strength=0.5) > qat") == "tilt > qat" and subset_of("ptq,tilt(strength=2)") == "qat,tilt"
+    with pytest.raises(ValueError, match="did you mean 'tilt'"): parse("titl")
+    with pytest.raises(ValueError, match="did you mean 'strength'"): parse("tilt(strenth=2)")
+    one, other = Run(methods="qat, tilt"), Run(methods="tilt(strength=2),qat")
+    assert one.methods == "qat,tilt" and one.id != other.id and one.combination.options(Tilt) == Tilt()
+    assert subsets(["kd", "mp", "qat", "tilt"]) == ALL and sorted(ALL[::-1], key=table_order) == [*ALL]
+    assert "tilting" in cli.parser()._subparsers._group_actions[0].choices["run"].format_help()
+
+
+def test_it_is_applied_in_its_place(tilt):
+    "Between kd and mp, although it is last by name"
+    names = [type(m).__name__ for m in build(parse("tilt,qat,mp,kd")[0])]
+    assert names == ["Distill", "Tilted", "Prune", "Quantize"]
+
+
+def test_it_trains_and_is_packed(tilt, out):
+    few = dict(size="l1", limit=64, epochs=1, batch_size=16)
+    cfg = Run(methods="tilt,mp,qat", **few)
+    run(Run(**few), out, log=QUIET)
+    row = run(cfg, out, log=QUIET)
+    assert row["methods"] == "mp,qat,tilt" and row["sparsity"] > 0.3
+    assert [Tilted.hooks[0], Tilted.hooks[-1]] == ["prepare", "convert"] and Tilted.hooks.count("loss") == row["steps"] == 4
+    model, task = unpack(model_file(cfg, out)), task_of("supersense")
+    data = load_task("supersense", limit=64, cache=out/"cache")["validation"]
+    logits = predict(model, load_tokenizer("minilm", "l1"), data, task.texts)
+    assert (logits.argmax(-1) == np.array(data["label"])).mean()*100 == pytest.approx(row["score"])
+    text = card(row, out)
+    assert "- *tilting*.\n" in text and "- tilting\n" in text and "*magnitude pruning*" in text
+    rounded = Run(methods="tilt,ptq", **few)
+    assert ptq_base(rounded) == Run(methods="tilt", **few)
+    assert run(rounded, out, log=QUIET)["methods"] == "ptq,tilt"
+
+
+def test_it_is_planned(tilt):
+    todo = [Run(methods=m) for m in ("tilt,ptq", "kd,tilt")]
+    assert ordered(todo)[0] == Run(size="l6") and Run(methods="tilt") in ordered(todo)
+    plain, slow = parts(Run()), parts(Run(methods="tilt"))
+    assert len(plain) == len(slow) and sum(slow) == pytest.approx(sum(plain) + plain[0]) and steps(todo[1]) > steps(Run())
+    assert all(np.isfinite(estimate(todo, table())))
+    assert len(configurations(combinations=ALL)) == 24
+    assert [r.methods for r in study(sizes="l1", tasks="accept", methods=";".join(ALL))] == [*ALL]
+
+
+def test_it_is_in_figures_with_a_look_of_its_own(tilt):
+    rows = table()
+    looks = {(colour_of(m), marker_of(m)) for m in ALL}
+    assert len({c for c, _ in looks}) == len(looks) == 16 and all(colour_of(m) == COLOURS[m] for m in SUBSETS)
+    ax = score_size(rows)
+    assert {t.get_text() for t in ax.get_legend().get_texts()} == {m or "none" for m in ALL}
+    assert len(reduction_map(max_reduction(rows)).get_yticklabels()) == 16
+    assert len(interaction_plot(interactions(rows)).axes) == 11
+    plt.close("all")
+
+
+def test_it_is_counted_in_statistics(tilt):
+    rows = table()
+    assert len(study_rows(rows)) == len(rows) == trainings(rows)["runs"].sum()
+    assert {*max_reduction(rows)["methods"]} == {*ALL}
+    effects = interactions(rows, tolerance=1)["effect"].unique()
+    assert len(effects) == 11 and "kd x tilt" in effects and "kd x mp x qat x tilt" in effects
+    assert len(interactions(rows, kind="factorial")["effect"].unique()) == 15
+    assert combination("mp(sparsity=0.4),tilt") == "mp,tilt" and combination("tilt(strength=2)") == "tilt(strength=2)"
+    best = recommend(rows, megabytes=20)
+    assert len(best) and best["methods"].str.contains("tilt").any()
+
+
+def test_it_is_in_the_explorer(tilt):
+    rows = table()
+    assert offered(rows)[1] == [*ALL]
+    canvas = Canvas(Study(rows))
+    picture, best, reductions = answer(canvas, ("accept", "wic"), ALL, "mb_file", megabytes=30)
+    assert "tilt" in best.data and reductions.data.count("tilt") == 8 and picture.data[:4] == b"\x89PNG"
+    assert {*canvas.parts} == {*ALL}
+    plt.close("all")
+
+
+def test_a_method_that_is_not_registered_is_refused(tilt):
+    "No function leaves its rows out in silence, and the message says what to do"
+    rows = table()
+    unregister("tilt")
+    assert "tilt" not in METHODS and study_rows(rows[rows["methods"].isin(SUBSETS)]).shape[0] == 48
+    for refuse in (study_rows, trainings, max_reduction, interactions, score_size, offered,
+                   lambda rows: recommend(rows, megabytes=20), lambda rows: estimate([Run()], rows),
+                   lambda rows: card(rows[rows["methods"] == "tilt"].iloc[0].to_dict())):
+        with pytest.raises(ValueError, match="method='tilt' is not allowed.*`register` adds"): refuse(rows)
+    for text in ("tilt", "kd,tilt"):
+        with pytest.raises(ValueError, match="method='tilt' is not allowed"): Run(methods=text)
+    with pytest.raises(ValueError, match="name='tilt' is not allowed"): unregister("tilt")
+    plt.close("all")
+
+
+def test_wrong_registrations():
+    @dataclass
+    class Loose:
+        x: int = 1
+    @dataclass(frozen=True)
+    class Bare:
+        x: int
+    @dataclass(frozen=True)
+    class KD: pass
+    for cls, message in ((Loose, "frozen"), (Bare, "defaults"), (KD, "combcomp.spec.KD"), (dict, "frozen")):
+        with pytest.raises(ValueError, match=message): register(MethodInfo(cls, Tilted, order=1, label="x"))
+    for field, value in dict(slows="steps", curve="y", form_of="qta").items():
+        with pytest.raises(ValueError, match=f"{field}='{value}'"):
+            register(MethodInfo(Tilt, Tilted, order=1, label="x", **{field: value}))
+    assert [*METHODS] == ["kd", "mp", "qat", "ptq"]
+    with pytest.raises(ModuleNotFoundError): MethodInfo(Tilt, "no.such:Class", order=1, label="x").load()
+
+
+@pytest.mark.parametrize("path", ["outputs/results.csv"])
+def test_released_rows_keep_their_ids(repo, path):
+    rows = pd.read_csv(repo/path, low_memory=False)
+    rows = rows.astype(object).where(rows.notna(), None)
+    for row in rows.to_dict("records"):
+        fields = {k: row[k] for k in Run.__dataclass_fields__}
+        assert Run(**fields | dict(methods=row["methods"] or "", teacher=row["teacher"] or "")).id == row["id"]
