@@ -1,13 +1,15 @@
 "The notebooks as papermill runs them: parameters arrive, misspelled ones fail, the whole job is done without an output path"
-import json, os, subprocess, sys
+import copy, json, os, subprocess, sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt, papermill, pytest
+import matplotlib.pyplot as plt, numpy as np, papermill, pytest
 from conftest import REPO
+from nbclient import NotebookClient
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 from combcomp import Run, load_results
+from combcomp.study.store import load_predictions, save_predictions
 
 SMALL = dict(size="l1", task="accept", limit=64, epochs=1.0)
 
@@ -69,7 +71,7 @@ def test_papermill_exits_with_the_error(tmp_path, notebook, wrong, message):
 @pytest.mark.parametrize("notebook, wrong, message", [
     ("ablations", dict(sizes="l1"), "did you mean 'size'"), ("ablations", dict(make=False), "138 of 138 rows are missing"), ("ablations", dict(task="accept"), "parameter='task'"),
     ("speed", dict(mesure="all"), "did you mean 'measure'"), ("speed", dict(measure="trainin"), "did you mean 'training'"), ("figure1", dict(task="accept"), "did you mean 'tasks'"),
-    ("table1", dict(tolerence=1), "did you mean 'tolerance'"), ("table1", dict(size="mb_disk"), "no column mb_disk"), ("findings", dict(tasks="cola"), "make grid"), ("findings", dict(tolerance=-1), "tolerance -1"), ("explore", dict(tolerence=1), "did you mean 'tolerance'"), ("figure1", dict(limits="acept=5"), "task:number"),
+    ("table1", dict(tolerence=1), "did you mean 'tolerance'"), ("table1", dict(size_col="mb_disk"), "no column mb_disk"), ("findings", dict(tasks="cola"), "make grid"), ("findings", dict(tolerance=-1), "tolerance -1"), ("explore", dict(tolerence=1), "did you mean 'tolerance'"), ("figure1", dict(limits="acept=5"), "task:number"),
     ("grid", dict(size="l1"), "did you mean 'sizes'"), ("grid", dict(limits="accept=few", dry_run=True), "task:number"), ("grid", dict(engine="rai", dry_run=True), "did you mean 'ray'"), ("grid", dict(methods="qat; kd,mpp", dry_run=True), "did you mean 'mp'")])
 def test_result_notebooks_tell_what_is_wrong(tmp_path, monkeypatch, notebook, wrong, message):
     monkeypatch.chdir(tmp_path)
@@ -104,3 +106,35 @@ def test_a_lost_parameters_tag_is_noticed(tmp_path):
     for c in notebook["cells"]: c["metadata"] = {}
     (tmp_path/"untagged.ipynb").write_text(json.dumps(notebook))
     assert papermill.inspect_notebook(str(tmp_path/"untagged.ipynb")) == {}
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    "Released rows of two sizes and three combinations on one task, and their predictions"
+    folder = tmp_path_factory.mktemp("few")
+    table = load_results(own=False).query("task == 'accept' and limit == 1000 and seed == 0 and size in ['l2', 'l1'] and methods in ['', 'kd', 'qat']")
+    for id in table["id"]:
+        predicted, labels = load_predictions(id)
+        save_predictions(id, np.eye(2)[predicted], labels, folder)
+    table.to_csv(folder/"results.csv", index=False)
+    return folder
+
+
+STUDY = dict(tasks="accept", limits="accept=1000")
+
+
+@pytest.mark.parametrize("notebook, parameters", [
+    ("run", dict(methods="qat", **SMALL)), ("grid", dict(sizes="l1", tasks="accept", methods="mp", limits="accept=64", epochs=1.0)),
+    ("explore", STUDY), ("table1", STUDY), ("figure1", STUDY), ("findings", STUDY), ("recipe", {}), ("ablations", dict(make=False)), ("speed", {})])
+def test_a_notebook_runs_twice_in_one_kernel(tmp_path, request, notebook, parameters):
+    "Run All, and Run All again: what the first pass left in the kernel is no unknown parameter"
+    if notebook in ("run", "grid"): parameters = dict(parameters, outputs=str(request.getfixturevalue("out")))
+    if parameters is STUDY: parameters = dict(parameters, results=str(request.getfixturevalue("few")))
+    notebook = parameterize_notebook(load_notebook_node(str(REPO/"nbs"/f"{notebook}.ipynb")), parameters)
+    first, second = notebook.cells, copy.deepcopy(notebook.cells)
+    for i, cell in enumerate(second): cell.id = f"again-{i}"
+    notebook.cells = first + second
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", store_widget_state=False, resources={"metadata": {"path": str(REPO/"nbs")}})
+    client.execute(env={**os.environ, "IN_TEST": "1", "TMPDIR": str(tmp_path)})
+    words = lambda cells: [o["data"]["text/markdown"] for c in cells for o in c.get("outputs", []) if "text/markdown" in o.get("data", {})]
+    assert words(second) == words(first)
