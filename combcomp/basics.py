@@ -167,8 +167,8 @@ def parameters(
 ) -> dict: # parameter -> value
     """The papermill parameters of a notebook; ValueError for one that the notebook does not know
 
-    Unknown names are looked for in the first call of a kernel only. papermill starts a kernel and injects before
-    anything else; when the notebook is run again in the same kernel, its own variables are there as well."""
+    Unknown names are looked for in the first call of a kernel only: papermill starts a kernel and injects
+    before anything else. When the notebook is run again, its own variables are there as well."""
     plain = lambda v: v is None or isinstance(v, (str, int, float, list, dict)) # what papermill can inject
     given = [k for k, v in names.items() if not k.startswith("_") and k not in ("In", "Out") and plain(v)]
     for k in given if "_parameters_checked" not in names else ():
@@ -177,7 +177,7 @@ def parameters(
     names["_parameters_checked"] = True
     return {k: names[k] for k in allowed if k in names}
 
-# %% ../nbs/basics.ipynb #a782fa63
+# %% ../nbs/basics.ipynb #9d2f6b10
 def quoted(
     *pairs, # (a number as the prose has it, its value)
 ): # nothing
@@ -185,8 +185,9 @@ def quoted(
     for text, value in pairs:
         digits = len(text.partition(".")[2])
         if f"{float(value):,.{digits}f}" != text:
-            raise ValueError(f"the prose quotes {text}, and the rows now give {float(value):,.{digits + 2}f}: "
-                             "write the paragraph before this cell again")
+            now = f"{float(value):,.{digits + 2}f}"
+            raise ValueError(f"the prose quotes {text}, and the rows now give {now}: write the paragraph "
+                             "before this cell again")
 
 # %% ../nbs/basics.ipynb #f01de401
 def import_object(
