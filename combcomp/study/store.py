@@ -127,10 +127,11 @@ def _released(path):
 
 # %% ../../nbs/study/01_store.ipynb #2c1fdabd
 def release(outputs=None) -> Path: # outputs/results.csv
-    "Publish the rows of a folder as one table, and their predictions as one file"
+    "Publish the rows of a folder as one table, and the predictions on validation sets as one file"
     path = outputs_dir(outputs)/"results.csv"
     table = load_results(outputs)
-    atomic_write(path.with_name("predictions.npz"), lambda p: _write_predictions(p, table, outputs))
+    judged = table[table["split"] == "validation"] # trials on held-out training data have labels of their own
+    atomic_write(path.with_name("predictions.npz"), lambda p: _write_predictions(p, judged, outputs))
     atomic_write(path, lambda p: table.to_csv(p, index=False, lineterminator="\n"))
     return path
 
