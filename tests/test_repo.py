@@ -11,14 +11,9 @@ LIBRARY = [p for p in NOTEBOOKS if exports(p)]
 COLUMNS = 110
 # Notebooks whose code has longer lines
 LONG_LINES = """
-    ablations basics cli compress/01_methods compress/02_pruning compress/03_quantization
-    compress/04_distillation compress/05_training data/01_tasks data/02_wordnet data/03_text_files
-    data/04_loading data/05_augmentation figure1 findings grid guides/extend guides/glue guides/own_data
-    guides/ship index models/01_sizes models/02_encoders recipe run share/01_model_card share/02_hub
-    ship/01_codec ship/02_packed_file ship/03_model_size ship/04_runtimes ship/05_latency spec speed
-    study/01_store study/02_schedule study/03_runner study/04_sweep study/05_cluster study/06_reductions
-    study/07_bootstrap study/08_recommendation study/09_figures study/10_report study/11_explorer table1
-    tour
+    ablations cli grid guides/extend guides/glue guides/own_data guides/ship recipe run share/01_model_card
+    share/02_hub ship/05_latency spec speed study/01_store study/02_schedule study/03_runner study/04_sweep
+    study/05_cluster study/06_reductions study/09_figures tour
 """.split()
 
 
