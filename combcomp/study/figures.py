@@ -42,10 +42,10 @@ def colour_of(methods:str) -> str: # as #RRGGBB
     mixed = [matplotlib.colors.to_rgb(c) for c in [*([COLOURS[part]] if part or not own else []), *own]]
     return matplotlib.colors.to_hex(np.mean(mixed, 0)).upper()
 
-def marker_of(methods:str) -> str: # of matplotlib
+def marker_of(methods:str): # as matplotlib takes it
     "The marker of a combination"
-    part, more = paper_part(methods)
-    return dict(zip(SUBSETS, "8phHd<>."))[part] if more else MARKERS[part]
+    part, more = _paper_part(methods)
+    return dict(zip(SUBSETS, [*"8phHd<>", (4, 1, 0)]))[part] if more else MARKERS[part]
 
 # %% ../../nbs/study/09_figures.ipynb #deac98b1
 def score_size(
