@@ -44,7 +44,7 @@ def colour_of(methods:str) -> str: # as #RRGGBB
 
 def marker_of(methods:str): # as matplotlib takes it
     "The marker of a combination"
-    part, more = _paper_part(methods)
+    part, more = paper_part(methods)
     return dict(zip(SUBSETS, [*"8phHd<>", (4, 1, 0)]))[part] if more else MARKERS[part]
 
 # %% ../../nbs/study/09_figures.ipynb #deac98b1
