@@ -180,7 +180,7 @@ def test_a_stale_figure_or_table_is_noticed(tmp_path):
     assert check_sync.differing(made, project) == ["figures/figure1.svg", "figures/figure1_tasks.png", "outputs/tables/figure1.csv"]
 
 
-QUOTE = re.compile(r'\("([+-]?[\d.,]+)", ')
+QUOTE = re.compile(r'\("([+-]?\d[\d.,]*)", ')
 
 
 @pytest.mark.parametrize("notebook", ["findings", "table1", "figure1", "index"])
