@@ -258,7 +258,7 @@ def test_sizes():
     ("", "required: COMMAND"), ("rum", "invalid choice: 'rum'"), ("run --sise l1", "did you mean '--size'"), ("run --seed x", "invalid int value: 'x'"), ("run --size tiny", "--size 'tiny' is not allowed"),
     ("run --methods dk", "method='dk' is not allowed"), ("run --measure sped", "did you mean 'speed'"), ("run --report_to tensorbord", "did you mean 'tensorboard'"), ("run --epochs nan", "--epochs 'nan'"), ("run --si l1", "--si"),
     ("grid --limits accept=few", "task:number"), ("grid --engine rai", "did you mean 'ray'"), ("grid --workers 0", "--workers '0'"), ("grid --sizes l9", "size='l9'"), ("grid --seeds x", "ints with commas"),
-    ("pack", "required: ID_OR_FOLDER"), ("unpack nowhere -o x", "'nowhere' is no file"), ("export nowhere -o x --runtime tensorrt", "--runtime 'tensorrt'"), ("recommend --megabytes -1", "is no number above 0"), ("sizes bert", "'bert'")])
+    ("pack", "required: ID_OR_FOLDER"), ("unpack nowhere -o x", "'nowhere' is no file"), ("export nowhere -o x --runtime tensorrt", "--runtime 'tensorrt'"), ("recommend --megabytes -1", "is a number above 0"), ("sizes bert", "'bert'")])
 def test_wrong_usage_is_one_line_and_two(line, why, tmp_path):
     before = sorted(p.name for p in REPO.iterdir())
     assert why in refused(line, *(["--outputs", tmp_path/"out"] if line.split(" ")[0] in ("run", "grid") else []))

@@ -152,7 +152,9 @@ def test_improvement_is_a_probability(studies):
 
 # Results that are committed
 
-@pytest.mark.parametrize("notebook", check_sync.RESULTS)
+OF_ONE_STUDY = ("table1", "figure1", "findings") # the result notebooks that take any table
+
+@pytest.mark.parametrize("notebook", OF_ONE_STUDY)
 def test_result_notebooks_take_any_table(tmp_path, notebook):
     "Two architectures, three combinations, one task and seed: what cannot be said is said to be so"
     table = load_results(own=False)
@@ -178,7 +180,7 @@ def test_a_stale_figure_or_table_is_noticed(tmp_path):
     assert check_sync.differing(made, project) == ["figures/figure1.svg", "figures/figure1_tasks.png", "outputs/tables/figure1.csv"]
 
 
-QUOTE = re.compile(r'\("([+-]?[\d.,]+)", ')
+QUOTE = re.compile(r'\("([+-]?\d[\d.,]*)", ')
 
 
 @pytest.mark.parametrize("notebook", ["findings", "table1", "figure1", "index"])
@@ -186,11 +188,12 @@ def test_every_number_of_the_conclusions_is_checked(notebook):
     "A paragraph with decimal numbers has a hidden cell that compares them with the rows, and quotes nothing else"
     cells = json.loads((check_sync.ROOT/"nbs"/f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
     prose = " ".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
-    prose = re.sub(r"\[[^]]*\]\([^)]*\)|!\[.*|`[^`]*`|recipe v\d|```.*?```", " ", prose, flags=re.DOTALL)
+    for left_out in (r"```.*?```", r"`[^`]*`", r"\]\([^)]*\)", r"recipe v\d"): # code, addresses, names
+        prose = re.sub(left_out, " ", prose, flags=re.DOTALL)
     code = "".join("".join(c["source"]) for c in cells if c["cell_type"] == "code" and "quoted(" in "".join(c["source"]))
     checked = {*QUOTE.findall(code)} | {q for group in re.findall(r"zip\(\(([^)]*)\)", code) for q in re.findall(r'"([\d.,]+)"', group)}
     decimals = {n for n in re.findall(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)", prose)}
-    assert decimals and not decimals - checked - {"3.10"}, decimals - checked
+    assert decimals and not decimals - checked - {"3.10", "2.0"}, decimals - checked # of Python and of the licence
     numbers = {n.rstrip(".,") for n in re.findall(r"\d[\d.,]*", prose)}
     assert not checked - numbers, f"{notebook} checks numbers that its prose does not quote: {checked - numbers}"
 
@@ -209,7 +212,7 @@ def test_stale_prose_is_noticed(tmp_path):
 
 def test_the_report_needs_nothing_else(tmp_path):
     "Three result notebooks in one file: every picture and link is inside it or leads to a public page"
-    path = report([check_sync.ROOT/"nbs"/f"{n}.ipynb" for n in check_sync.RESULTS], tmp_path/"report.html")
+    path = report([check_sync.ROOT/"nbs"/f"{n}.ipynb" for n in OF_ONE_STUDY], tmp_path/"report.html")
     text = path.read_text(encoding="utf-8")
     assert text.count("<h1 ") == 3 and text.count("data:image/png") >= 8 and "<script" not in text
     loaded = re.findall(r'<(?:img|link|iframe|source)[^>]*?(?:src|href)="(?!data:)([^"]+)', text)
