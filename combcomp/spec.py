@@ -214,7 +214,7 @@ class PTQ(Quantization):
         check_fields(self, batches=(int, 1, 10_000))
 
     def describe(self) -> str:
-        return f"*rounding after training*, its ranges set on {self.batches} batches: {super().describe()}"
+        return f"*post-training quantization*, calibrated on {self.batches} batches: {super().describe()}"
 
 QUANTIZE = "combcomp.compress.quantization:Quantize"
 register(MethodInfo(QAT, QUANTIZE, order=40, label="quantization-aware training", tag="quantization",
