@@ -8,6 +8,7 @@ __all__ = ['DATA', 'ptq_base', 'prerequisites', 'ordered', 'size_order', 'config
            'parts', 'estimate', 'finished', 'remaining', 'duration', 'gpu_hours']
 
 # %% ../../nbs/study/02_schedule.ipynb #9af6b7e8
+import csv
 from dataclasses import replace
 from functools import lru_cache
 from importlib.resources import files
@@ -68,7 +69,6 @@ DATA = files("combcomp")/"data" # tables that come with the package
 @lru_cache(None)
 def task_table() -> dict: # task -> dict of train, validation (examples), tokens (of a text, mean), changed (share of copies), transfer (further texts)
     "What a task's data weigh"
-    import csv
     with open(DATA/"tasks.csv", newline="") as f: return {r.pop("task"): {k: float(v) for k, v in r.items()} for r in csv.DictReader(f)}
 
 # %% ../../nbs/study/02_schedule.ipynb #2f6a99c4
