@@ -331,7 +331,7 @@ def _recommend(
     size:str="mb_file", # which megabytes; mb_file, mb_packed or mb_paper, each also with _noemb (embeddings left out); mb_onnx where measured
     latency:str="ms_openvino", # which milliseconds; ms_openvino, ms_onnx or ms_torch, where measured
     family:str="minilm", # minilm, bert, or another that has rows
-    tasks:str="supersense,accept,glosssim", # with commas; all is every task that has such rows
+    tasks:str="supersense,accept,glosssim", # comma-separated; all is every task that has such rows
     limits:str=STUDY["limits"], # training examples of the study; a number, or for each task as in make grid; empty is all
     epochs:float=STUDY["epochs"], # passes over the training set, of each stage; None is the recipe's
     batch_size:int=STUDY["batch_size"], # examples a step, of the study
