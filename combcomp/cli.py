@@ -332,7 +332,7 @@ def _recommend(
     latency:str="ms_openvino", # which milliseconds; ms_openvino, ms_onnx or ms_torch, where measured
     family:str="minilm", # minilm, bert, or another that has rows
     tasks:str="supersense,accept,glosssim", # comma-separated; all is every task that has such rows
-    limits:str=STUDY["limits"], # training examples of the study; a number, or for each task as in make grid; empty is all
+    limits:str=STUDY["limits"], # training examples of the study, as in make grid; empty is all
     epochs:float=STUDY["epochs"], # passes over the training set, of each stage; None is the recipe's
     batch_size:int=STUDY["batch_size"], # examples a step, of the study
     recipe:str=STUDY["recipe"], # version of the training recipe, of the study
