@@ -4,7 +4,7 @@
 
 # %% ../nbs/basics.ipynb #d1f19583
 from __future__ import annotations
-import difflib, math, os, platform, shutil, subprocess, sys, tempfile, threading, uuid
+import difflib, math, os, platform, shutil, subprocess, sys, tempfile, threading, time, uuid
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
@@ -15,8 +15,8 @@ from filelock import SoftFileLease
 
 # %% auto #0
 __all__ = ['LEASE', 'bad_value', 'check_number', 'check_fields', 'root', 'outputs_dir', 'rel_path', 'results_folder',
-           'atomic_write', 'atomic_folder', 'lease', 'split_list', 'parameters', 'quoted', 'import_object', 'online',
-           'missing_download', 'hub', 'device_name', 'installed_version', 'current_commit', 'environment']
+           'atomic_write', 'atomic_folder', 'lease', 'split_list', 'throttle', 'parameters', 'quoted', 'import_object',
+           'online', 'missing_download', 'hub', 'device_name', 'installed_version', 'current_commit', 'environment']
 
 # %% ../nbs/basics.ipynb #29d50fad
 if os.environ.get("IN_TEST"):
@@ -159,6 +159,20 @@ def split_list(
     if text == "all":
         return [*every]
     return [t.strip() for t in str(text).split(",") if t.strip()]
+
+# %% ../nbs/basics.ipynb #0602502d
+def throttle(
+    log, # a function like `print`
+    every:float=60.0, # seconds
+): # a function like `log`
+    "Let a line through when none came for some seconds"
+    last = time.monotonic()
+    def throttled(*text, **kwargs):
+        nonlocal last
+        if time.monotonic() - last > every:
+            last = time.monotonic()
+            log(*text, **kwargs)
+    return throttled
 
 # %% ../nbs/basics.ipynb #b0c60fd8
 def parameters(

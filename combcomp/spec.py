@@ -635,8 +635,7 @@ SCHEMA = 2
 def _id(run):
     "16 hex digits of SHA-256 over what differs from the defaults; the leading fields and the recipe always"
     always = ("family", "size", "task", "methods", "seed", "recipe")
-    values = {f.name: getattr(run, f.name) for f in fields(run)}
-    kept = {f.name: v for f, v in zip(fields(run), values.values()) if f.name in always or v != f.default}
+    kept = {f.name: v for f in fields(run) if (v := getattr(run, f.name)) != f.default or f.name in always}
     if run.task.startswith("file:"): # columns and content count, folders do not
         kept["task"] = re.sub("file:[^?]*|&(validation|unlabelled)=[^&#]*", "",
                               full_task_name(run.task))

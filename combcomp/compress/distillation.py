@@ -8,7 +8,7 @@ __all__ = ['PARTS', 'soft_loss', 'label_loss', 'distill_loss', 'Distill', 'check
            'distillation_set']
 
 # %% ../../nbs/compress/04_distillation.ipynb #ffbbc66f
-import hashlib, itertools, json, shutil, time
+import hashlib, itertools, json, shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,10 @@ import torch
 from datasets import Features, Value, concatenate_datasets, load_from_disk
 from torch.nn import functional as F
 
-from ..basics import lease, outputs_dir
+from ..basics import lease, outputs_dir, throttle
 from ..spec import KD, portable
-from ..data.tasks import save_dataset
-from ..data.loading import transfer_note, transfer_set
+from ..data.tasks import save_dataset, text_dataset
+from ..data.loading import describe_transfer, find_transfer
 from ..data.augmentation import augment, new_copies
 from ..models.encoders import predict
 from .methods import Method
@@ -147,13 +147,8 @@ def progress_every(
     seconds:float=20.0, # between two lines
 ): # a function of the number of finished rows
     "A progress callback for `predict` that logs a line from time to time"
-    last = time.monotonic()
-    def progress(done):
-        nonlocal last
-        if time.monotonic() - last > seconds:
-            last = time.monotonic()
-            log(f"  {done:,} of {total:,} texts labelled", flush=True)
-    return progress
+    line = throttle(log, seconds)
+    return lambda done: line(f"  {done:,} of {total:,} texts labelled", flush=True)
 
 def add_teacher_logits(
     data, # a Dataset
@@ -208,12 +203,10 @@ def distillation_set(
         return cached_logits(cache/"distill"/key, rows, label)
 
     def transfer_rows():
-        texts = transfer_set(task.name, transfer, limit, cache, split)
-        if len(texts):
-            log(f"  {transfer_note(task.name, transfer, limit, cache, split)}", flush=True)
-        else:
-            log(f"  there are no further texts of {task.title} for the teacher to label", flush=True)
-        return without_labels(texts, task)
+        _, rows, excluded = find_transfer(task.name, limit, cache, split)
+        none = f"there are no further texts of {task.title} for the teacher to label"
+        log(f"  {describe_transfer(transfer, rows, excluded) if rows else none}", flush=True)
+        return without_labels(text_dataset(task.texts, rows[:transfer]), task)
 
     parts = [cached("originals", [], lambda: train.add_column("copy", [0]*len(train)))]
     if kd.augment and task.augment: # synonyms are English

@@ -15,7 +15,7 @@ from .tasks import label_vector, task_of, text_counts, text_dataset, unseen_rows
 
 # %% auto #0
 __all__ = ['glue_data', 'check_splits', 'stratified_order', 'split_train', 'held_out_rows', 'hold_out', 'load_splits',
-           'load_task', 'find_transfer', 'transfer_set', 'transfer_note', 'count_data']
+           'load_task', 'find_transfer', 'transfer_set', 'describe_transfer', 'transfer_note', 'count_data']
 
 # %% ../../nbs/data/04_loading.ipynb #847d600d
 def glue_data(
@@ -145,17 +145,24 @@ def transfer_set(
     return text_dataset(task.texts, rows[:n])
 
 # %% ../../nbs/data/04_loading.ipynb #ef5672e9
+def describe_transfer(
+    n:int, # texts asked for
+    rows, excluded, # as from `find_transfer`
+) -> str: # as in "1,200 further texts (20,000 asked for; left out: 3 in the validation set)"
+    "How many texts there are, out of how many, and what is left out"
+    count = f"{n:,} of {len(rows):,}" if n < len(rows) else f"{len(rows):,}"
+    notes = [f"{n:,} asked for"] if n > len(rows) else []
+    if excluded:
+        notes.append("left out: " + ", ".join(f"{k:,} {reason}" for reason, k in sorted(excluded.items())))
+    return f"{count} further texts" + (f" ({'; '.join(notes)})" if notes else "")
+
 def transfer_note(
     name:str, n:int, limit:int|None=None, cache=None, split:str="validation", # as for `transfer_set`
 ) -> str: # as in "1,200 further texts (20,000 asked for; left out: 3 in the validation set)"
     "How many texts `transfer_set` returns, out of how many, and what is left out"
     n = check_number("transfer_note", "n", n, int, 0, 10**9)
     _, rows, excluded = find_transfer(name, limit, cache, split)
-    count = f"{n:,} of {len(rows):,}" if n < len(rows) else f"{len(rows):,}"
-    notes = [f"{n:,} asked for"] if n > len(rows) else []
-    if excluded:
-        notes.append("left out: " + ", ".join(f"{k:,} {reason}" for reason, k in sorted(excluded.items())))
-    return f"{count} further texts" + (f" ({'; '.join(notes)})" if notes else "")
+    return describe_transfer(n, rows, excluded)
 
 # %% ../../nbs/data/04_loading.ipynb #7a5c4005
 @lru_cache(64)

@@ -11,13 +11,13 @@ import json, math, os, shutil, tempfile, time, uuid
 from dataclasses import asdict
 from pathlib import Path
 
-from ..basics import atomic_write, outputs_dir
+from ..basics import atomic_write, outputs_dir, throttle
 from ..spec import Run
 from ..models.sizes import BERT, encoder_parameters
 from .store import failure_file, row_file, save_failure, save_row
 from .schedule import prerequisites, shape
 from .runner import Context, has_model, hush, label, model_file
-from .sweep import EngineOptions, Progress, Sweep, throttle, try_run
+from .sweep import EngineOptions, Progress, Sweep, try_run
 
 # %% ../../nbs/study/05_cluster.ipynb #6383db84
 def resources(

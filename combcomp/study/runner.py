@@ -9,7 +9,7 @@ __all__ = ['BASE_FACTS', 'MEASURES', 'Context', 'model_file', 'unfinished', 'has
            'make_prerequisites', 'hush', 'hushed', 'check_measures', 'measure_speed', 'measured', 'run_in', 'run']
 
 # %% ../../nbs/study/03_runner.ipynb #967eb09f
-import hashlib, os, shutil, tempfile, time, uuid
+import hashlib, os, shutil, tempfile, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -18,7 +18,7 @@ from typing import Any, Callable
 
 from filelock import Timeout
 
-from ..basics import LEASE, bad_value, environment, lease, outputs_dir, rel_path
+from ..basics import LEASE, atomic_write, bad_value, environment, lease, outputs_dir, rel_path
 from combcomp.spec import (
     KD, Run, learning_rate, portable, recipe_epochs, recipe_of, resolve_task, task_title,
     teacher_run,
@@ -280,21 +280,17 @@ def store(
     run, model, out = trained.run, trained.model, ctx.outputs
     model.cpu()
     model.config.combcomp = dict(run=run.id, methods=run.methods, task=portable(run.task))
-    path = model_file(run, out)
-    path.parent.mkdir(exist_ok=True)
-    private = path.with_name(f".writing-{uuid.uuid4().hex}.safetensors")
-    place = source(run.family, run.size)
-    try:
-        pack(model, private, tokenizer="" if Path(place).is_dir() else place)
-        row = dict(asdict(run), id=run.id, **scores.values, majority=scores.majority,
-                   eval_examples=len(scores.labels), **sizes_of(model, private), **trained.facts,
-                   started=started, seconds=seconds, **environment())
+    place, sizes = source(run.family, run.size), {}
+    def write(path):
+        pack(model, path, tokenizer="" if Path(place).is_dir() else place)
+        sizes.update(sizes_of(model, path))
         if holder is not None and holder.compromise:
             raise Superseded(f"{label(run)}: this process was silent for more than {LEASE:.0f} s, and another "
                              "one has taken the run over; it keeps nothing")
-        os.replace(private, path)
-    finally:
-        private.unlink(missing_ok=True)
+    atomic_write(model_file(run, out), write)
+    row = dict(asdict(run), id=run.id, **scores.values, majority=scores.majority,
+               eval_examples=len(scores.labels), **sizes, **trained.facts, started=started, seconds=seconds,
+               **environment())
     save_predictions(run.id, scores.logits, scores.labels, out)
     save_row(row, out)
     shutil.rmtree(unfinished(run, out), ignore_errors=True)

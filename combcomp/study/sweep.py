@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SUITES', 'ENGINES', 'runs', 'numbers', 'study', 'Sweep', 'status', 'try_run', 'release_memory', 'known_rows',
-           'forecast', 'time_left', 'progress_line', 'throttle', 'Progress', 'work', 'Worker', 'serve', 'run_workers',
+           'forecast', 'time_left', 'progress_line', 'Progress', 'work', 'Worker', 'serve', 'run_workers',
            'replace_worker', 'EngineOptions', 'run_local', 'GridFailed', 'problems', 'grid']
 
 # %% ../../nbs/study/04_sweep.ipynb #b3f59fd8
@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 from tqdm import tqdm
 
-from ..basics import LEASE, bad_value, check_number, import_object, outputs_dir, rel_path, split_list
+from ..basics import LEASE, bad_value, check_number, import_object, outputs_dir, rel_path, split_list, throttle
 from ..spec import FAMILIES, GLUE, SUBSETS, WORDNET, Run, limits_of, resolve_task
 from ..compress.training import tracking
 from combcomp.study.store import (
@@ -221,15 +221,6 @@ def progress_line(sweep:Sweep, run:Run) -> str:
     ended, every = len(sweep.todo) - len(sweep.pending()), len(sweep.todo)
     spent, left = duration(time.time() - sweep.begun), duration(time_left(sweep))
     return f"[{ended:>{len(str(every))}}/{every}] {label(run):44} {what} | {spent}, {left} left"
-
-def throttle(log, every:float=60.0): # a function like `log`
-    "Let a line through when none came for some seconds"
-    last = [time.monotonic()]
-    def throttled(*text, **kwargs):
-        if time.monotonic() - last[0] > every:
-            last[0] = time.monotonic()
-            log(*text, **kwargs)
-    return throttled
 
 class Progress:
     "Lines about runs that end, and on a terminal a bar below them"
