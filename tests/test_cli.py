@@ -72,21 +72,22 @@ def test_the_options_of_run_are_the_fields_of_run():
 
 
 def test_the_study_of_recommend_is_that_of_findings():
-    findings, table = parameters(REPO/"nbs"/"findings.ipynb"), said(cli.COMMANDS["recommend"][1])
+    findings, table = parameters(REPO/"nbs"/"findings.ipynb"), said(cli.COMMANDS["recommend"].options)
     for name in ("family", "tasks", "limits", "batch_size"): assert table[name] == findings[name]
 
 
 def test_what_two_commands_share_they_call_the_same():
-    tables = [table for _, table in cli.COMMANDS.values()]
+    tables = [c.options for c in cli.COMMANDS.values()]
     assert all(o.help and o.type in (str, int, float, bool) for t in tables for o in t.values())
     for name in ("family", "epochs", "batch_size", "measure", "report_to", "outputs"): assert said(cli.RUN)[name] == said(cli.GRID)[name]
     assert len({t["outputs"].help for t in tables if "outputs" in t}) == 1
 
 
 def test_defaults_reach_the_command():
-    for name, (_, table) in cli.COMMANDS.items():
+    for name, command in cli.COMMANDS.items():
+        table = command.options
         needed = [w for k, o in table.items() if o.default is Parameter.empty for w in (["-o", "x"] if k == "out" else ["x"])]
-        given = cli._parsed([name, *needed])
+        given = cli.parse([name, *needed])
         assert {k: given[k] for k, o in table.items() if o.default is not Parameter.empty} == {k: o.default for k, o in table.items() if o.default is not Parameter.empty}
 
 
@@ -110,7 +111,8 @@ def test_help_loads_nothing(run_py):
 def test_help_tells_all():
     code, out, _ = do("--help")
     assert code == 0 and all(re.search(rf"^    {c}\b", out, re.MULTILINE) for c in cli.COMMANDS) and all(f"  {k}" in out and v in out for k, v in cli.CODES.items())
-    for name, (_, table) in cli.COMMANDS.items():
+    for name, command in cli.COMMANDS.items():
+        table = command.options
         code, out, _ = do(f"{name} --help")
         flat = " ".join(out.split())
         for k, o in table.items():
@@ -120,10 +122,10 @@ def test_help_tells_all():
 
 
 def test_examples_are_understood():
-    assert {*cli.EXAMPLES} == {*cli.COMMANDS}
-    for line in "\n".join(cli.EXAMPLES.values()).splitlines():
+    assert all(c.examples for c in cli.COMMANDS.values())
+    for line in (line for c in cli.COMMANDS.values() for line in c.examples):
         program, name, *rest = shlex.split(line)
-        given = cli._parsed([name, *rest])
+        given = cli.parse([name, *rest])
         assert program == "combcomp" and given["command"] == name
         if name == "run": Run(**{k: given[k] for k in Run.__dataclass_fields__})
 
@@ -147,7 +149,7 @@ def test_run_says_what_the_notebook_says(made):
     rows = {"uncompressed l1": read_row(Run(**SMALL).id, out), "qat l1": read_row(QAT.id, out)}
     assert code == 0 and text.endswith(f"{summary(rows, out)}\n") and do("run --methods qat --size l1 --task accept --limit 64 --epochs 1 --outputs", out)[1] == text
     cells = "\n".join("".join(c["source"]) for c in json.loads((REPO/"nbs"/"run.ipynb").read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code")
-    assert "rows = cli.rows_of(cfg, measure, report_to, force, outputs)" in cells and "print(cli.conclusion(rows, outputs)" in cells
+    assert "rows = cli.run_and_compare(cfg, measure, report_to, force, outputs)" in cells and "print(cli.conclusion(rows, outputs)" in cells
 
 
 def test_pack_unpack_and_export(made, tmp_path):
@@ -157,7 +159,7 @@ def test_pack_unpack_and_export(made, tmp_path):
     model = out/"models"/f"{QAT.id}.safetensors"
     assert do(f"pack {QAT.id[:7]} -o", packed, "--outputs", out)[0] == 0 and packed.read_bytes() == model.read_bytes()
     code, text, _ = do(f"unpack {packed} -o", plain, "--outputs", out)
-    assert code == 0 and "round their input" in text and {p.name for p in plain.iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
+    assert code == 0 and "quantize their input" in text and {p.name for p in plain.iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     loaded, tokenizer = AutoModelForSequenceClassification.from_pretrained(plain), AutoTokenizer.from_pretrained(plain)
     original = unpack(model)
@@ -192,7 +194,7 @@ def test_what_a_name_may_be(made, tmp_path):
     shutil.copy(out/"models"/f"{QAT.id}.safetensors", out/"models"/f"{QAT.id[:6]}0123456789.safetensors")
     assert "begins the ids of 2 models" in refused(f"pack {QAT.id[:6]} -o", tmp_path/"x", "--outputs", out)
     for name in ("", "*", "../models", "zz", QAT.id.upper()): assert "is no file" in refused("unpack", name, "-o", tmp_path/"x", "--outputs", out)
-    released = cli._rows(None)["id"][0]
+    released = cli.load_rows(None)["id"][0]
     assert (REPO/"outputs"/"models"/f"{released}.safetensors").is_file() or "has a row, and its model is not here" in refused(f"pack {released} -o", tmp_path/"x")
 
 
