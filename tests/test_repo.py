@@ -9,12 +9,6 @@ from conftest import MODULES, NBS, NOTEBOOKS, REPO, code_of, exports, module_of,
 TARGETS = "run grid table1 figure1 speed ablations findings explore recipe".split()
 LIBRARY = [p for p in NOTEBOOKS if exports(p)]
 COLUMNS = 110
-# Notebooks whose code has longer lines
-LONG_LINES = """
-    ablations grid guides/extend guides/glue guides/own_data guides/ship recipe run share/01_model_card
-    share/02_hub ship/05_latency spec speed study/01_store study/02_schedule study/03_runner study/04_sweep
-    study/05_cluster study/06_reductions study/09_figures tour
-""".split()
 
 
 def each(paths):
@@ -45,7 +39,7 @@ def long_lines(sources):
     return [line for source in sources for line in source.splitlines() if len(line) > COLUMNS]
 
 
-@each([p for p in NOTEBOOKS if stem_of(p) not in LONG_LINES])
+@each(NOTEBOOKS)
 def test_no_line_of_code_is_long(path):
     assert not long_lines(code_of(path))
 

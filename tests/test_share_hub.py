@@ -108,7 +108,7 @@ def test_nothing_of_others_is_replaced(out, saved, folder, tmp_path):
     assert combcomp.save_pretrained(CFG, tmp_path/"empty", out) == tmp_path/"empty"
 
 
-def test_what_is_missing_is_told(out, row, tmp_path):
+def test_what_is_missing_is_named(out, row, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"is not done.*run\(cfg\)"): combcomp.save_pretrained(Run(size="l1", seed=9), tmp_path/"m", out)
     with pytest.raises(FileNotFoundError, match="force=True"): combcomp.save_pretrained(dict(row, id="0"*16), tmp_path/"m", out)
     for id in ("../../x", "", None, 7):
@@ -292,9 +292,9 @@ def test_damaged_folders(folder, logits, tmp_path):
 
 @pytest.mark.parametrize("name, text", [("config.json", "{"), ("config.json", "[]"), ("config.json", '{"hidden_size": 768}'), ("config.json", '{"id2label": {"0": "good", "1": "bad"}}'),
                                         ("row.json", '{"id": "0000000000000000", "max_length": 3}'), ("row.json", "../../etc/passwd"), ("row.json", "["*100_000)])
-def test_what_disagrees_with_the_model_is_left_aside(name, text, folder, logits):
+def test_what_contradicts_the_model_is_ignored(name, text, folder, logits):
     (folder/name).write_text(text)
-    with pytest.warns(UserWarning, match=f"{name}.* left aside"): loaded = combcomp.load(folder)
+    with pytest.warns(UserWarning, match=f"{name}.* ignored"): loaded = combcomp.load(folder)
     assert np.array_equal(loaded.logits(TEXTS), logits) and loaded.about["labels"] == ["swapped", "acceptable"]
     assert (loaded.row is None) == (name == "row.json")
 
@@ -314,7 +314,7 @@ def test_tokenizers(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no tokenizer.json"): combcomp.load(folder)
     other = json.loads(whole); other["model"]["vocab"] |= {f"word{i}": 30522 + i for i in range(9)}
     (folder/"tokenizer.json").write_text(json.dumps(other))
-    with pytest.raises(ValueError, match="30531 tokens does not go with a model of 30522"): combcomp.load(folder)
+    with pytest.raises(ValueError, match="30531 tokens, but the model has embeddings for 30522"): combcomp.load(folder)
     (folder/"tokenizer.json").write_text(whole); (folder/"config.json").unlink(); (folder/"row.json").unlink()
     assert combcomp.load(folder).row is None
 
@@ -341,7 +341,7 @@ def test_names(saved, tmp_path):
 
 def test_only_what_is_known_is_uploaded(folder, tmp_path):
     (place := tmp_path/"place").mkdir(); (folder/"secret.txt").write_text("mine"); (folder/"more").mkdir()
-    hub._staged(folder, place, "me/model")
+    hub.stage_upload(folder, place, "me/model")
     assert {p.name for p in place.iterdir()} == {p.name for p in folder.iterdir()} - {"secret.txt", "more"}
     (tmp_path/"key").write_text("a key"); (folder/"row.json").unlink(); (folder/"row.json").symlink_to(tmp_path/"key")
     with pytest.raises(ValueError, match="row.json in .* is a link"): combcomp.push_to_hub(folder, "me/model")
@@ -534,7 +534,7 @@ def test_there_and_back(server, saved, logits, row, run_py, tmp_path):
     assert found["public"]["error"] == "ValueError" and "private=False" in found["public"]["message"] and {*server.repos["me/public"]["commits"][pinned]} == {"README.md"}
     assert says("me/secret", "401", "check the name") and says("me/none", "404", "check the name") and says("revision", "404", "revision")
     assert says("me/broken", "500", connection=True) and says("broken push", "500", connection=True)
-    assert says("cut", "could not be read to the end", connection=True)
+    assert says("cut", "the connection to the hub failed", connection=True)
     assert says("me/no-model", "holds no model.safetensors") and found["damaged"]["error"] == "CorruptFile" and says("commit", "404")
 
     assert np.array_equal(np.array(found["evil"]["logits"], np.float32), logits) and any("row.json" in w for w in found["evil"]["warned"])

@@ -20,220 +20,300 @@ from ..study.runner import label
 from .model_card import one_line, public_row, rename_model, card, HUB_NAME
 
 # %% auto #0
-__all__ = ['MODEL', 'FILES', 'save_pretrained', 'Loaded', 'load', 'push_to_hub']
+__all__ = ['MODEL', 'FILES', 'check_target', 'finished_run', 'copy_model', 'check_tokenizer', 'save_pretrained', 'read_json',
+           'check_config', 'find_row', 'read_tokenizer', 'find_tokenizer', 'Loaded', 'hub_errors', 'load',
+           'stage_upload', 'push_to_hub']
 
 # %% ../../nbs/share/02_hub.ipynb #3ac5e647
 MODEL = "model.safetensors"
-FILES = (MODEL, "config.json", "row.json", "README.md", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt")
+FILES = (MODEL, "config.json", "row.json", "README.md", "tokenizer.json", "tokenizer_config.json",
+         "special_tokens_map.json", "added_tokens.json", "vocab.txt")
 
-def _vacant(folder):
-    "The folder to be; FileExistsError if something is there that we did not write"
+def check_target(
+    folder, # where a model is to be saved
+) -> Path: # absolute
+    "Check that a folder may be written; FileExistsError if it holds anything but an earlier saved model"
     folder = Path(folder).absolute()
-    inside = {p.name for p in folder.iterdir()} if folder.is_dir() else {*()}
-    strange = sorted(inside - {*FILES}) or sorted(inside)*(not {MODEL, "row.json"} <= inside)
-    if folder.is_symlink() or folder.exists() and not folder.is_dir(): raise FileExistsError(f"save_pretrained: {folder.name} is there and is a file or a link; give the name of a new folder")
-    if strange: raise FileExistsError(f"save_pretrained: {rel_path(folder)} holds {strange[0]}, so it is no earlier model of ours; give the name of a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.is_symlink() or folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"save_pretrained: {folder.name} is a file or a link; give a new folder")
+    inside = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
+    other = sorted(inside - {*FILES})
+    if not {MODEL, "row.json"} <= inside: # written by something else, such as transformers
+        other = other or sorted(inside)
+    if other:
+        raise FileExistsError(f"save_pretrained: {rel_path(folder)} holds {other[0]}, so it is not a "
+                              "folder that save_pretrained wrote; give a new folder")
     return folder
 
 # %% ../../nbs/share/02_hub.ipynb #39d739ff
-def _finished(given, outputs):
-    "The row and the packed model of a run; FileNotFoundError with what to do if one is missing"
-    row = read_row(given.id, outputs) if isinstance(given, Run) else dict(given)
-    if row is None: raise FileNotFoundError(f"save_pretrained: {label(given)} is not done, there is no {rel_path(row_file(given.id, outputs))}; make it with run(cfg), or name its folder with outputs=")
-    if not re.fullmatch("[0-9a-f]{16}", str(row.get("id"))): bad_value("save_pretrained", "id", row.get("id"), "that of a run, 16 hex digits")
+def finished_run(
+    run_or_row, # a finished `Run`, or its row
+    outputs, # its folder
+): # (row, file of the packed model)
+    "The row and the packed model of a run; FileNotFoundError if one is missing, ValueError for a bad id"
+    if isinstance(run_or_row, Run):
+        row = read_row(run_or_row.id, outputs)
+        if row is None:
+            missing = rel_path(row_file(run_or_row.id, outputs))
+            raise FileNotFoundError(f"save_pretrained: {label(run_or_row)} is not done, {missing} does not "
+                                    "exist; train it with run(cfg), or give its folder as outputs=")
+    else:
+        row = dict(run_or_row)
+    if not re.fullmatch("[0-9a-f]{16}", str(row.get("id"))):
+        bad_value("save_pretrained", "id", row.get("id"), "the id of a run, 16 hex digits")
     file = outputs_dir(outputs)/"models"/f"{row['id']}.safetensors"
-    if not file.is_file(): raise FileNotFoundError(f"save_pretrained: the model of run {row['id']} is gone, there is no {rel_path(file)}; run(cfg, force=True) trains it again")
+    if not file.is_file():
+        raise FileNotFoundError(f"save_pretrained: the model of run {row['id']} is missing, {rel_path(file)} "
+                                "does not exist; train it again with run(cfg, force=True)")
     return row, file
 
 # %% ../../nbs/share/02_hub.ipynb #4e0f0fa9
-def _copied(file, row, made):
-    "The packed model in its new place, whole and without folders in its header; its configuration"
-    shutil.copyfile(file, made/MODEL)
+def copy_model(
+    file:Path, # packed
+    row:dict, # of the run that wrote it
+    folder:Path, # where to
+): # the model's configuration
+    "Copy a packed model into a folder, without paths in its header; ValueError if it is of another run"
+    shutil.copyfile(file, folder/MODEL)
     model, header = unpack(file), inspect(file)
-    said = getattr(model.config, "combcomp", {})
-    if said.get("run") != row["id"]: raise ValueError(f"save_pretrained: {rel_path(file)} is the model of run {said.get('run')}, not of {row['id']}")
-    if said.get("task") != portable(str(said.get("task"))):
-        model.config.combcomp = dict(said, task=portable(said["task"]))
-        pack(model, made/MODEL, tokenizer=header["tokenizer"], info=header["info"])
+    origin = getattr(model.config, "combcomp", {})
+    if origin.get("run") != row["id"]:
+        raise ValueError(f"save_pretrained: {rel_path(file)} is the model of run {origin.get('run')}, not of "
+                         f"{row['id']}; train it again with run(cfg, force=True)")
+    if origin.get("task") != portable(str(origin.get("task"))):
+        model.config.combcomp = dict(origin, task=portable(origin["task"]))
+        pack(model, folder/MODEL, tokenizer=header["tokenizer"], info=header["info"])
     model.config.architectures = [type(model).__name__]
     return model.config
 
-def _fits(tokenizer, config):
-    "The tokenizer, or ValueError if it cannot be that of a model"
-    if tokenizer.is_fast and len(tokenizer) <= config.vocab_size: return tokenizer
-    raise ValueError(f"a {type(tokenizer).__name__} of {len(tokenizer)} tokens does not go with a model of {config.vocab_size}; it takes a fast one, that the model was trained with")
-
 # %% ../../nbs/share/02_hub.ipynb #8630ff14
-def _tokenizer_files(tokenizer, made):
-    "The files of a tokenizer"
-    tokenizer.save_pretrained(made)
-    for f in made.iterdir():
-        if f.name not in FILES: f.unlink()
+def check_tokenizer(tokenizer, config): # the tokenizer
+    "Check that a tokenizer is a fast one, and that a model has an embedding for each token, else ValueError"
+    use = "use the fast tokenizer that the model was trained with"
+    if not tokenizer.is_fast:
+        raise ValueError(f"a {type(tokenizer).__name__} is not a fast tokenizer; {use}")
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, but the model has embeddings for "
+                         f"{config.vocab_size}; {use}")
+    return tokenizer
 
 # %% ../../nbs/share/02_hub.ipynb #16529152
 def save_pretrained(
     cfg_or_row, # a finished `Run`, or its row
-    folder, # to be written; an earlier one of ours is replaced
+    folder, # where to; an earlier saved model is replaced
     outputs=None, # folder of the run; None is the project's
     draws=None, license:str|None=None, # as for `card`
 ) -> Path: # of the folder
-    "Write model, tokenizer, row and model card of a run into one folder, whole or not at all"
-    (row, file), folder = _finished(cfg_or_row, outputs), _vacant(folder)
-    made, public = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}"), public_row(row)
-    made.mkdir()
+    "Write model, tokenizer, row and model card of a run into one folder, complete or not at all"
+    row, file = finished_run(cfg_or_row, outputs)
+    folder, public = check_target(folder), public_row(row)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    temporary.mkdir()
     try:
-        config = _copied(file, public, made)
-        config.save_pretrained(made)
-        _tokenizer_files(_fits(load_tokenizer(row["family"], row["size"]), config), made)
-        (made/"row.json").write_text(json.dumps(public, indent=1, allow_nan=False) + "\n")
-        text = card(row, outputs, draws, license, [config.id2label[i] for i in range(config.num_labels)], folder.name)
-        (made/"README.md").write_text(text, encoding="utf-8")
-        replace_folder(made, folder)
-    finally: shutil.rmtree(made, ignore_errors=True)
+        config = copy_model(file, public, temporary)
+        config.save_pretrained(temporary)
+        check_tokenizer(load_tokenizer(row["family"], row["size"]), config).save_pretrained(temporary)
+        for path in temporary.iterdir():
+            if path.name not in FILES:
+                path.unlink()
+        (temporary/"row.json").write_text(json.dumps(public, indent=1, allow_nan=False) + "\n")
+        labels = [config.id2label[i] for i in range(config.num_labels)]
+        text = card(row, outputs, draws, license, labels, folder.name)
+        (temporary/"README.md").write_text(text, encoding="utf-8")
+        replace_folder(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 # %% ../../nbs/share/02_hub.ipynb #050728c4
-def _json(path):
-    "A JSON object from a file, or None, with a warning if there is another thing"
-    try: found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except (ValueError, OSError, RecursionError): found = ()
-    if found is None or isinstance(found, dict): return found
-    warnings.warn(f"{path.name} in {rel_path(path.parent)} holds no JSON object; it is left aside")
+def read_json(path:Path) -> dict|None:
+    "The JSON object in a file; None if there is no file, None and a warning if it holds anything else"
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError):
+        found = None
+    if isinstance(found, dict):
+        return found
+    warnings.warn(f"{path.name} in {rel_path(path.parent)} holds no JSON object; it is ignored")
 
-def _agrees(model, folder):
-    "Warn if config.json describes another model than the one beside it"
-    given, known = _json(folder/"config.json") or {}, check_plain(model, "load")
-    if any(given[k] != known[k] for k in given.keys() & known.keys()): warnings.warn(f"config.json in {rel_path(folder)} does not describe the model beside it; it is left aside")
+def check_config(model, folder:Path):
+    "Warn if the `config.json` of a folder describes another model"
+    given, known = read_json(folder/"config.json") or {}, check_plain(model, "load")
+    if any(given[k] != known[k] for k in given.keys() & known.keys()):
+        warnings.warn(f"config.json in {rel_path(folder)} contradicts the header of {MODEL}; it is ignored")
 
 # %% ../../nbs/share/02_hub.ipynb #d231966c
-def _row_of(model, file):
-    "The row beside a model, or where `run` keeps it; None if there is none of this model"
+def find_row(
+    model, file:Path, # unpacked, and packed
+) -> dict|None:
+    "The row of a model, from `row.json` next to its file or from where `run` keeps rows; None without one"
     run = getattr(model.config, "combcomp", {}).get("run")
     for path in (file.parent/"row.json", file.parent.parent/"runs"/f"{file.stem}.json"):
-        if (row := _json(path)) and row.get("id") == run: return row
-        if row: warnings.warn(f"{path.name} in {rel_path(path.parent)} is the row of another model; it is left aside")
+        row = read_json(path)
+        if row and row.get("id") == run:
+            return row
+        if row:
+            warnings.warn(f"{path.name} in {rel_path(path.parent)} belongs to another model; it is ignored")
 
 # %% ../../nbs/share/02_hub.ipynb #5acead3d
-def _tokenizer(model, file, row):
-    "The tokenizer beside a model, else the one that its header or row names; FileNotFoundError or ValueError if there is none"
-    family, size = (str((row or {}).get(k)) for k in ("family", "size"))
-    if (file.parent/"config.json").is_file() or (file.parent/"tokenizer.json").is_file(): return _read_tokenizer(file.parent, model.config)
-    if name := inspect(file)["tokenizer"]: return _hub_tokenizer(name)
-    if size in FAMILIES.get(family, ()): return load_tokenizer(family, size)
-    raise FileNotFoundError(f"load: there is no tokenizer with {rel_path(file)} and no row that tells which; save_pretrained(cfg, folder) writes both into one folder")
+def read_tokenizer(folder:Path, config):
+    "The tokenizer in a folder; FileNotFoundError or ValueError if it is missing or damaged"
+    from transformers import AutoTokenizer
+    if not (folder/"tokenizer.json").is_file():
+        raise FileNotFoundError(f"load: {rel_path(folder)} holds no tokenizer.json; save or download the "
+                                "folder again")
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), config=config, trust_remote_code=False)
+    except Exception as e: # transformers raises many kinds
+        raise ValueError(f"load: the tokenizer in {rel_path(folder)} is damaged ({type(e).__name__}: "
+                         f"{one_line(e)}); save or download it again") from e
 
 # %% ../../nbs/share/02_hub.ipynb #ed5f9cc0
-def _read_tokenizer(folder, config):
-    "The tokenizer in a folder"
+def find_tokenizer(
+    model, file:Path, # unpacked, and packed
+    row:dict|None, # from `find_row`
+):
+    "The tokenizer next to a model, else that of its header or row; FileNotFoundError if there is none"
     from transformers import AutoTokenizer
-    if not (folder/"tokenizer.json").is_file(): raise FileNotFoundError(f"load: {rel_path(folder)} holds no tokenizer.json; save or fetch the folder again")
-    try: return AutoTokenizer.from_pretrained(str(folder), config=config, trust_remote_code=False)
-    except Exception as e: raise ValueError(f"load: the tokenizer in {rel_path(folder)} is damaged ({type(e).__name__}: {one_line(e)}); save or fetch the folder again") from e
-
-# %% ../../nbs/share/02_hub.ipynb #8a0969e8
-def _hub_tokenizer(name):
-    "The tokenizer that a header names"
-    from transformers import AutoTokenizer
-    if not re.fullmatch(rf"{HUB_NAME}|\w[\w.-]*", str(name)): bad_value("load", "tokenizer", name, "a hub name")
-    return from_hub(AutoTokenizer, name, trust_remote_code=False)
+    folder, row = file.parent, row or {}
+    if any((folder/name).is_file() for name in ("config.json", "tokenizer.json")):
+        return read_tokenizer(folder, model.config)
+    if name := inspect(file)["tokenizer"]:
+        if not re.fullmatch(rf"{HUB_NAME}|\w[\w.-]*", str(name)):
+            bad_value("load", "tokenizer", name, "a hub name")
+        return from_hub(AutoTokenizer, name, trust_remote_code=False)
+    family, size = str(row.get("family")), str(row.get("size"))
+    if size in FAMILIES.get(family, ()):
+        return load_tokenizer(family, size)
+    raise FileNotFoundError(f"load: {rel_path(file)} has no tokenizer next to it, and no header or row that "
+                            "names one; save_pretrained(cfg, folder) writes both into one folder")
 
 # %% ../../nbs/share/02_hub.ipynb #fc09b13b
 class Loaded:
-    "A classifier in PyTorch: `predict` for labels, `logits` for numbers; `model`, `tokenizer`, `row`, and `about` says what it is"
+    "A classifier in PyTorch: `predict` gives labels, `logits` gives numbers, `about` describes it"
     def __init__(self, model, tokenizer, row=None):
-        names, top = model.config.id2label, model.config.max_position_embeddings
-        n = (row or {}).get("max_length")
         self.model, self.tokenizer, self.row = model, tokenizer, row
-        self.about = dict(labels=[names[i] for i in range(len(names))] if len(names) > 1 else None, max_length=n if isinstance(n, int) and 3 <= n <= top else min(128, top),
-                          **{k: getattr(model.config, "combcomp", {}).get(k) for k in ("methods", "task", "run")})
+        names, positions = model.config.id2label, model.config.max_position_embeddings
+        max_length = (row or {}).get("max_length")
+        if not isinstance(max_length, int) or not 3 <= max_length <= positions:
+            max_length = min(128, positions)
+        origin = getattr(model.config, "combcomp", {})
+        self.about = dict(labels=[names[i] for i in range(len(names))] if len(names) > 1 else None,
+                          max_length=max_length, **{k: origin.get(k) for k in ("methods", "task", "run")})
 
     def logits(self, texts, batch_size=32):
         given = check_texts(texts)
         out = np.empty((len(given), len(self.about["labels"] or (0,))), np.float32)
-        for n in (1, 2): # texts, and pairs of them
-            if not (at := [i for i, t in enumerate(given) if isinstance(t, tuple) == (n == 2)]): continue
-            columns = dict(enumerate([[given[i] for i in at]] if n == 1 else zip(*(given[i] for i in at))))
-            out[at] = predict(self.model, self.tokenizer, columns, columns, batch_size, self.about["max_length"])
+        for pairs in (False, True):
+            rows = [i for i, text in enumerate(given) if isinstance(text, tuple) == pairs]
+            if rows:
+                part = [given[i] for i in rows]
+                columns = dict(enumerate(zip(*part) if pairs else [part]))
+                out[rows] = predict(self.model, self.tokenizer, columns, columns, batch_size,
+                                    self.about["max_length"])
         return out
 
     predict = __call__ = Exported.predict
-    def __repr__(self): return f"Loaded({self.about['task']}, {self.about['methods'] or 'none'}, labels={self.about['labels']})"
+
+    def __repr__(self):
+        task, methods = self.about["task"], self.about["methods"] or "none"
+        return f"Loaded({task}, {methods}, labels={self.about['labels']})"
 
 # %% ../../nbs/share/02_hub.ipynb #01779dec
 @contextmanager
-def _told(what):
-    "Errors of the hub in one sentence: OSError where it says no, ConnectionError where it cannot be reached"
+def hub_errors(
+    what:str, # is being done, for the message
+):
+    "A block that talks to the hub; OSError if it refuses, ConnectionError if it fails or cannot be reached"
     from huggingface_hub.errors import HfHubHTTPError
-    try: yield
-    except ConnectionError: raise # with its ways out already
+    http_error = HfHubHTTPError.__bases__[0] # of the HTTP client that huggingface_hub uses
+    try:
+        yield
+    except ConnectionError: # its message says what to do
+        raise
     except HfHubHTTPError as e:
         code = e.response.status_code
-        if code >= 500 or code == 429: raise ConnectionError(f"{what}: the hub answers {code}; that is its own trouble, try again later") from e
-        raise OSError(f"{what}: the hub answers {code}. Either there is no such model or revision, or it is not yours to see or to write: check the name, "
-                      "and log in with `hf auth login` or set HF_TOKEN to a token that may") from e
-    except (OSError, HfHubHTTPError.__bases__[0]) as e: # the second: errors of the HTTP client that huggingface_hub uses
-        raise ConnectionError(f"{what}: the hub could not be read to the end ({one_line(e, 200)}); try again, files that arrived whole are kept") from e
-
-# %% ../../nbs/share/02_hub.ipynb #269c6d5f
-def _fetched(name, revision):
-    "The folder in the local cache with the files of a hub name"
-    from huggingface_hub import snapshot_download
-    with _told(f"load {name}"), hub(f"the model {name}", "give a folder that save_pretrained wrote"):
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[*FILES]))
+        if code >= 500 or code == 429:
+            raise ConnectionError(f"{what}: the hub has a problem, it answers {code}; try again later") from e
+        raise OSError(f"{what}: the hub answers {code}. There is no such model or revision, or you have no "
+                      "access to it: check the name, and log in with `hf auth login` or set HF_TOKEN to a "
+                      "token with access") from e
+    except (OSError, http_error) as e:
+        raise ConnectionError(f"{what}: the connection to the hub failed ({one_line(e, 200)}); try again, "
+                              "complete files are kept") from e
 
 # %% ../../nbs/share/02_hub.ipynb #33a0453a
 def load(
     name, # a folder that `save_pretrained` wrote, a packed file, or a hub name
     revision:str|None=None, # of a hub name: branch, tag or commit
 ) -> Loaded: # with predict, logits, model, tokenizer and row
-    "A compressed model, ready to answer; CorruptFile, FileNotFoundError, ValueError or ConnectionError if there is none, or a damaged one"
-    path = Path(name)
-    if path.exists() and revision is not None: bad_value("load", "revision", revision, f"None for what is on disk, as {rel_path(path)} is")
-    if not path.exists():
-        if not isinstance(name, str) or not re.fullmatch(HUB_NAME, name): raise FileNotFoundError(f"load: {one_line(name)!r} is no folder, no file and no hub name like 'me/model'")
-        path = _fetched(name, revision)
+    "A compressed model, ready to predict; the errors are in the table above"
+    from huggingface_hub import snapshot_download
+    path, instead = Path(name), "give a folder that save_pretrained wrote"
+    if path.exists():
+        if revision is not None:
+            bad_value("load", "revision", revision, f"None for a path on disk, and {rel_path(path)} is one")
+    elif isinstance(name, str) and re.fullmatch(HUB_NAME, name):
+        with hub_errors(f"load {name}"), hub(f"the model {name}", instead):
+            path = Path(snapshot_download(name, revision=revision, allow_patterns=[*FILES]))
+    else:
+        raise FileNotFoundError(f"load: {one_line(name)!r} is not a folder, a file or a hub name (me/model)")
     file = path/MODEL if path.is_dir() else path
-    if not file.is_file(): raise FileNotFoundError(f"load: {rel_path(path)} holds no {MODEL}, so it is no model that save_pretrained wrote")
+    if not file.is_file():
+        raise FileNotFoundError(f"load: {rel_path(path)} holds no {MODEL}; {instead}")
     model = unpack(file)
-    if path.is_dir(): _agrees(model, path)
-    row = _row_of(model, file)
-    return Loaded(model, _fits(_tokenizer(model, file, row), model.config), row)
+    if path.is_dir():
+        check_config(model, path)
+    row = find_row(model, file)
+    return Loaded(model, check_tokenizer(find_tokenizer(model, file, row), model.config), row)
 
 # %% ../../nbs/share/02_hub.ipynb #3604c4cf
-def _staged(folder, place, repo_id):
-    "A copy of our files of a folder that loads, with the hub name in the card; FileNotFoundError or ValueError for one that should not be shown"
+def stage_upload(
+    folder:Path, # that `save_pretrained` wrote
+    place:Path, # where to
+    repo_id:str, # for the snippet of the card
+):
+    "Copy the known files of a saved model; FileNotFoundError or ValueError if it should not be uploaded"
     for name, what in ((MODEL, "the model"), ("README.md", "the model card"), ("row.json", "the row")):
-        if not (folder/name).is_file(): raise FileNotFoundError(f"push_to_hub: {rel_path(folder)} holds no {name}, {what}; save_pretrained writes a folder that has it")
-    ours = [f for n in FILES if (f := folder/n).is_file()]
-    for f in ours:
-        if f.is_symlink(): raise ValueError(f"push_to_hub: {f.name} in {rel_path(folder)} is a link; save the model again, so that what is uploaded is in the folder")
+        if not (folder/name).is_file():
+            raise FileNotFoundError(f"push_to_hub: {rel_path(folder)} holds no {name} ({what}); write it "
+                                    "with save_pretrained")
+    files = [folder/name for name in FILES if (folder/name).is_file()]
+    for file in files:
+        if file.is_symlink():
+            raise ValueError(f"push_to_hub: {file.name} in {rel_path(folder)} is a link; save the model "
+                             "again, so that the folder holds the file itself")
     load(folder)
-    for f in ours: shutil.copyfile(f, place/f.name)
+    for file in files:
+        shutil.copyfile(file, place/file.name)
     text = (place/"README.md").read_text(encoding="utf-8")
     (place/"README.md").write_text(rename_model(text, repo_id), encoding="utf-8")
-
-# %% ../../nbs/share/02_hub.ipynb #4e884156
-def _upload(api, place, repo_id, private, message):
-    "Create the repository if it is not there, and commit the files to it"
-    url = api.create_repo(repo_id, private=private, exist_ok=True)
-    if private and not api.repo_info(repo_id).private:
-        raise ValueError(f"push_to_hub: {repo_id} is there already and is public, so nothing was uploaded; private=False pushes to it all the same")
-    api.upload_folder(repo_id=repo_id, folder_path=place, commit_message=message)
-    return str(url)
 
 # %% ../../nbs/share/02_hub.ipynb #0189e3fd
 def push_to_hub(
     folder, # that `save_pretrained` wrote
     repo_id:str, # where to: me/model
-    private:bool=True, # who may see it, if it is not there yet
-    token:str|None=None, # of the hub; None is the one that you are logged in with
+    private:bool=True, # visibility of a new repository
+    token:str|None=None, # of the hub; None is that of your login
     message:str="Upload a model compressed with combcomp", # of the commit
 ) -> str: # the URL of the model
-    "Upload a saved model to the Hugging Face hub; ConnectionError or OSError with ways out if that cannot be done"
+    "Upload a saved model to the Hugging Face hub; ConnectionError or OSError with what to do if that fails"
     from huggingface_hub import HfApi
-    if not re.fullmatch(HUB_NAME, str(repo_id)): bad_value("push_to_hub", "repo_id", repo_id, "a name with one /, as in 'me/model'")
+    if not re.fullmatch(HUB_NAME, str(repo_id)):
+        bad_value("push_to_hub", "repo_id", repo_id, "a name with one /, as in 'me/model'")
     with tempfile.TemporaryDirectory() as place:
-        _staged(Path(folder), Path(place), repo_id)
-        if not online(): raise ConnectionError(f"push_to_hub: the hub cannot be reached, or HF_HUB_OFFLINE is set; {rel_path(folder)} stays as it is, try again with a network")
-        with _told(f"push_to_hub {repo_id}"): return _upload(HfApi(token=token), place, repo_id, private, message)
+        stage_upload(Path(folder), Path(place), repo_id)
+        if not online():
+            raise ConnectionError("push_to_hub: the hub cannot be reached, or HF_HUB_OFFLINE is set; "
+                                  "try again with a network")
+        with hub_errors(f"push_to_hub {repo_id}"):
+            api = HfApi(token=token)
+            url = api.create_repo(repo_id, private=private, exist_ok=True)
+            if private and not api.repo_info(repo_id).private:
+                raise ValueError(f"push_to_hub: {repo_id} exists and is public, so nothing was uploaded; "
+                                 "private=False uploads to it anyway")
+            api.upload_folder(repo_id=repo_id, folder_path=place, commit_message=message)
+            return str(url)
