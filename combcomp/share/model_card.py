@@ -292,7 +292,8 @@ def metadata(row, license) -> str: # YAML
     infos = [info_of(options) for stage in parse(row["methods"]) for options in stage]
     tags = ["bert", *dict.fromkeys(info.tag or info.label for info in infos)]
     name = "-".join([row["family"], row["size"], title, row["methods"] or "none"])
-    card = ModelCardData(license=license, base_model=base_model(row), language=(known and known.language) or None,
+    language = (known and known.language) or None
+    card = ModelCardData(license=license, base_model=base_model(row), language=language,
                          pipeline_tag="text-classification", library_name="combcomp", tags=tags,
                          model_name=one_line(name.replace("/", "-")), eval_results=[result])
     return card.to_yaml()

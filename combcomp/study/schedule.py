@@ -14,7 +14,8 @@ from functools import lru_cache
 from importlib.resources import files
 
 from combcomp.spec import (
-    canonical, FAMILIES, info_of, KD, METHODS, parse, recipe_epochs, recipe_of, Run, SUBSETS, teacher_run, with_options,
+    canonical, FAMILIES, info_of, KD, METHODS, parse, recipe_epochs, recipe_of, Run, SUBSETS, teacher_run,
+    with_options,
 )
 from ..models.sizes import BERT, encoder_parameters
 from ..data.tasks import task_of
@@ -136,7 +137,7 @@ def steps(cfg:Run) -> float: # 0 when nothing is trained
     return examples(cfg)/cfg.batch_size*epochs*max(1, len(parse(cfg.methods)))
 
 def flops(cfg:Run) -> float:
-    "Operations of a run without its teacher: three forward passes per example trained on, one per example evaluated"
+    "Operations of a run, without its teacher's: an update counts as three forward passes, evaluation as one"
     data = data_of(cfg.task)
     return forward_flops(cfg, data["tokens"])*(3*steps(cfg)*cfg.batch_size + data["validation"])
 
@@ -152,7 +153,7 @@ def parts(cfg:Run) -> list: # numbers of about one
 def finished(
     done, # a DataFrame of rows
 ) -> list: # of (`Run`, seconds)
-    "Runs and their times, training time where `seconds` is missing; without runs whose time or data are unknown"
+    "Runs and their times, or training times where `seconds` is missing; unknown times and data are left out"
     names, found = [*Run.__dataclass_fields__], []
     for row in done.to_dict("records"):
         cfg = Run(**{k: None if row[k] != row[k] else row[k] for k in names})
