@@ -4,7 +4,7 @@
 
 # %% ../nbs/spec.ipynb #e7d10972
 from __future__ import annotations
-import ast, hashlib, itertools, json, keyword, os, re
+import ast, hashlib, itertools, json, keyword, os, re, sys
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache
 from urllib.parse import parse_qsl, quote, urlencode
@@ -708,7 +708,7 @@ BUILT_IN = (*METHODS.values(), *TASKS.values()) # known to every process
 
 def describe_registry(
     todo, # of `Run`
-) -> dict: # JSON: methods, and tasks
+) -> dict: # JSON: methods, tasks, and the path on which their modules are found
     "Methods and tasks of some runs that are not built in; ValueError for code that cannot be imported"
     def describe(record, what, *code):
         values = {f.name: getattr(record, f.name) for f in fields(record)}
@@ -718,11 +718,11 @@ def describe_registry(
     for info in reversed(METHODS.values()): # a method is registered after the one of which it is a form
         if info.name in methods:
             methods.add(info.form_of)
-    return dict(
-        methods=[describe(info, f"method {name!r}", "options", "implementation")
-                 for name, info in METHODS.items() if name in methods and info not in BUILT_IN],
-        tasks=[describe(task, f"task {name!r}", "data", "transfer", "counts")
-               for name, task in TASKS.items() if name in tasks and task not in BUILT_IN])
+    methods = [describe(info, f"method {name!r}", "options", "implementation")
+               for name, info in METHODS.items() if name in methods and info not in BUILT_IN]
+    tasks = [describe(task, f"task {name!r}", "data", "transfer", "counts")
+             for name, task in TASKS.items() if name in tasks and task not in BUILT_IN]
+    return dict(methods=methods, tasks=tasks, path=sys.path if methods or tasks else [])
 
 def restore_registry(
     described:dict, # as from `describe_registry`
@@ -735,6 +735,7 @@ def restore_registry(
             raise ImportError(f"{path} cannot be imported here ({e}); install its module on every machine "
                               "that makes runs") from e
 
+    sys.path += [folder for folder in described["path"] if folder not in sys.path]
     for values in described["methods"]:
         load(values["implementation"])
         register(MethodInfo(**values | dict(options=load(values["options"]))))

@@ -246,9 +246,9 @@ def test_the_registry_as_json(tones):
     restore_registry(described)
     assert METHODS["lean"].load() is info.load() and METHODS["lean"].options is info.options
     assert TASKS["tones"] == replace(task, data="of_their_own:tones")
-    assert describe_registry([Run(methods="kd,qat")]) == dict(methods=[], tasks=[])
+    assert describe_registry([Run(methods="kd,qat")]) == dict(methods=[], tasks=[], path=[])
     with pytest.raises(ImportError, match="no_such:Class cannot be imported here .* install its module"):
-        restore_registry(dict(methods=[dict(described["methods"][0], implementation="no_such:Class")], tasks=[]))
+        restore_registry(dict(methods=[dict(described["methods"][0], implementation="no_such:Class")], tasks=[], path=[]))
 
 
 def test_a_form_of_another_method_travels_with_it(tones):

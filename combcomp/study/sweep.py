@@ -275,7 +275,7 @@ def work(
 class Worker:
     "A process that makes runs of a job; its messages go into a queue, and `None` when it ends"
     def __init__(
-        self, job:str, # JSON: path, registry, runs, outputs, measure, checkpoint, report_to
+        self, job:str, # JSON: registry, runs, outputs, measure, checkpoint, report_to
         threads:int, messages:queue.SimpleQueue,
     ):
         env = dict(os.environ, OMP_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM="false")
@@ -300,7 +300,6 @@ class Worker:
 def serve():
     "The main function of a worker process: read a job from standard input, write messages to standard output"
     job = json.load(sys.stdin)
-    sys.path[:] = job["path"]
     restore_registry(job["registry"])
     hush()
     sweep = Sweep([Run(**fields) for fields in job["runs"]], job["outputs"])
@@ -319,9 +318,9 @@ def run_workers(
     workers:int, measure=(),
 ):
     "Make the runs of a sweep in several processes, and replace those that die"
-    job = json.dumps(dict(path=sys.path, registry=describe_registry(sweep.todo),
-                          runs=[asdict(run) for run in sweep.todo], outputs=str(sweep.outputs),
-                          measure=[*measure], checkpoint=ctx.checkpoint, report_to=ctx.report_to))
+    job = json.dumps(dict(registry=describe_registry(sweep.todo), outputs=str(sweep.outputs),
+                          runs=[asdict(run) for run in sweep.todo], measure=[*measure],
+                          checkpoint=ctx.checkpoint, report_to=ctx.report_to))
     threads, messages = max(1, (os.cpu_count() or 1)//workers), queue.SimpleQueue()
     deaths = dict.fromkeys(sweep.todo, 0)
     alive = {Worker(job, threads, messages) for _ in range(workers)}
