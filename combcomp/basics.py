@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from operator import attrgetter
 from pathlib import Path
 
 from filelock import SoftFileLease
@@ -16,7 +18,8 @@ from filelock import SoftFileLease
 # %% auto #0
 __all__ = ['LEASE', 'bad_value', 'check_number', 'check_fields', 'root', 'outputs_dir', 'rel_path', 'results_folder',
            'atomic_write', 'atomic_folder', 'lease', 'split_list', 'throttle', 'parameters', 'quoted', 'import_object',
-           'online', 'missing_download', 'hub', 'device_name', 'installed_version', 'current_commit', 'environment']
+           'import_path', 'online', 'missing_download', 'hub', 'device_name', 'installed_version', 'current_commit',
+           'environment']
 
 # %% ../nbs/basics.ipynb #29d50fad
 if os.environ.get("IN_TEST"):
@@ -211,7 +214,29 @@ def import_object(
     if not isinstance(path, str):
         return path
     module, name = path.split(":")
-    return getattr(import_module(module), name)
+    return attrgetter(name)(import_module(module))
+
+def import_path(
+    code, # a class or function, or its path
+    what:str="code", # what it belongs to, for the error
+) -> str: # "module:name", for `import_object`
+    "The path by which another process can import some code; ValueError if it cannot"
+    path = code
+    if not isinstance(code, str):
+        name = getattr(code, "__qualname__", f"<{type(code).__name__}>") # such as <partial>
+        path = f"{code.__module__}:{name}"
+    module, name = path.split(":")
+    try:
+        known = find_spec(module) is not None
+    except (ImportError, ValueError): # ValueError: of a module that was not read from a file
+        known = False
+    why = ("is defined in a script or a notebook" if module == "__main__" else
+           "is defined inside a function" if "<" in name else
+           f"is in {module}, which is no module on the path" if not known else "")
+    if why:
+        raise ValueError(f"{what}: {path} {why}, so other processes cannot import it; put it into a module, "
+                         "or make the runs in this process (workers=1)")
+    return path
 
 # %% ../nbs/basics.ipynb #3b268ce2
 @lru_cache(None)

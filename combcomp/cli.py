@@ -78,7 +78,7 @@ def as_failure(
 # %% ../nbs/cli.ipynb #7b022822
 def run_and_compare(
     cfg:Run,
-    measure:str="", # also measure: file (other file formats), speed (three runtimes), or file,speed
+    measure:str="", # further columns: file (sizes of other files), speed (latency), or file,speed
     report_to:str="none", # an experiment tracker; tensorboard, mlflow or wandb
     force:bool=False, # run again although the row is there
     outputs:str=None, # folder of rows, models and caches; None is outputs/ of this project
@@ -163,18 +163,18 @@ def load_rows(
         return load_results(outputs)
 
 def grid_command(
-    family:str="minilm", # minilm (comes with pip), bert (from the hub), or the hub name or folder of a BERT
+    family:str="minilm", # minilm (comes with pip), bert (from the hub), or a hub name or folder of a BERT
     sizes:str="all", # minilm: l6,l4,l2,l1; bert: large,base,medium,small,mini,tiny; or some of them
-    tasks:str="all", # minilm: the five of the WordNet suite; bert: the eight of GLUE; or some of either
-    methods:str="all", # the eight subsets of kd, qat, mp; or some, as "kd,qat; mp > qat"
-    sparsities:str="", # of pruning, with methods all; 0.4,0.6 for the paper's twelve; empty is 0.6
+    tasks:str="all", # minilm: the five of WordNet; bert: the eight of GLUE; or some of either
+    methods:str="all", # the eight subsets of kd, qat, mp; or some with ; between: "kd,qat; mp > qat"
+    sparsities:str="", # of pruning, with methods all; 0.4,0.6 makes the paper's twelve; empty is 0.6
     seeds:str="1", # how many (0, 1, ...), or which, as "0,2"
-    limits:str="", # training examples; a number, or for each task, as wic:1000,accept:500; empty is all
+    limits:str="", # training examples: a number, or by task, as wic:1000,accept:500; empty is all
     epochs:float=None, # passes over the training set, of each stage; None is the recipe's
     batch_size:int=32, # examples a step
     engine:str="local", # local, or ray (a cluster if RAY_ADDRESS names one, as auto)
     workers:int=1, # processes on this machine, each with its share of the cores
-    measure:str="", # also measure: file (other file formats), speed (three runtimes), or file,speed
+    measure:str="", # further columns: file (sizes of other files), speed (latency), or file,speed
     report_to:str="none", # an experiment tracker; tensorboard, mlflow or wandb
     retry_failed:bool=False, # try failed runs again
     dry_run:bool=False, # only print how many runs are done, and how long the rest may take

@@ -4,20 +4,21 @@
 
 # %% ../nbs/spec.ipynb #e7d10972
 from __future__ import annotations
-import ast, hashlib, itertools, json, keyword, os, re
+import ast, hashlib, itertools, json, keyword, os, re, sys
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache
 from urllib.parse import parse_qsl, quote, urlencode
 
-from .basics import bad_value, check_fields, import_object, split_list
+from .basics import bad_value, check_fields, import_object, import_path, split_list
 
 # %% auto #0
 __all__ = ['GLUE', 'WORDNET', 'FAMILIES', 'METHODS', 'QUANTIZE', 'SUBSETS', 'TASKS', 'FILE', 'OPTIONS', 'FILE_TASKS', 'RECIPES',
-           'RECIPE', 'SCHEMA', 'changes', 'MethodInfo', 'register', 'unregister', 'info_of', 'KD', 'MP', 'Quantization',
-           'QAT', 'PTQ', 'method_name', 'parse', 'canonical', 'subsets', 'subset_of', 'table_order', 'with_options',
-           'Task', 'register_task', 'parse_file_task', 'file_task', 'check_task', 'full_task_name', 'task_title',
-           'last_part', 'portable', 'Recipe', 'recipe_of', 'canonical_recipe', 'Combination', 'Run', 'teacher_run',
-           'learning_rate', 'recipe_epochs', 'resolve_task', 'task_names', 'limits_of']
+           'RECIPE', 'SCHEMA', 'BUILT_IN', 'changes', 'MethodInfo', 'register', 'unregister', 'info_of', 'KD', 'MP',
+           'Quantization', 'QAT', 'PTQ', 'method_name', 'parse', 'canonical', 'subsets', 'subset_of', 'table_order',
+           'with_options', 'Task', 'register_task', 'parse_file_task', 'file_task', 'check_task', 'full_task_name',
+           'task_title', 'last_part', 'portable', 'Recipe', 'recipe_of', 'canonical_recipe', 'Combination', 'Run',
+           'teacher_run', 'learning_rate', 'recipe_epochs', 'resolve_task', 'task_names', 'limits_of',
+           'describe_registry', 'restore_registry']
 
 # %% ../nbs/spec.ipynb #f17cac26
 GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte") # by hub name, nyu-mll/glue
@@ -579,17 +580,17 @@ def _combination(stages, recipe):
 @dataclass(frozen=True)
 class Run:
     "Everything that decides a result; unknown names and values raise ValueError"
-    family: str = "minilm" # minilm (comes with pip), bert (from the hub), or the hub name or folder of a BERT
-    size: str = "l1" # minilm: l6 l4 l3 l2 l1; bert: large base medium small mini tiny; others: full or l<k>
+    family: str = "minilm" # minilm (comes with pip), bert (from the hub), or a hub name or folder of a BERT
+    size: str = "l1" # minilm: l6 l4 l3 l2 l1; bert: large base medium small mini tiny; else: full l<k>
     task: str = "supersense" # supersense accept wic hypernym glosssim, a GLUE task, or file:<your file>
-    methods: str = "" # any subset of kd, qat, mp; options in brackets after each; none for no compression
+    methods: str = "" # any subset of kd, qat, mp, with options in brackets; none for no compression
     seed: int = 0 # of initialisation, order, dropout and augmentation
     limit: int | None = None # training examples used; None is all
     epochs: float | None = None # passes over the training set, of each stage; None is the recipe's
     batch_size: int = 32 # examples a step
     lr: float | None = None # peak learning rate; None is the size's own
     max_length: int = 128 # tokens after which a text is cut
-    teacher: str = "" # your own fine-tuned teacher (hub name, folder, packed file); "" trains the largest
+    teacher: str = "" # a fine-tuned teacher (hub name, folder, packed file); "" trains the largest
     recipe: str = RECIPE # version of the training recipe, changes in brackets after it
     split: str = "validation" # where the score is from: validation, or heldout, a part of the training set
 
@@ -701,3 +702,45 @@ def limits_of(
         if len(p) != 2 or p[0] not in tasks or not p[1].isdigit():
             bad_value("study", "limits", limits, f"a number, or task:number of {', '.join(tasks)}")
     return {t: int(n) for t, n in parts}
+
+# %% ../nbs/spec.ipynb #c0000004
+BUILT_IN = (*METHODS.values(), *TASKS.values()) # known to every process
+
+def describe_registry(
+    todo, # of `Run`
+) -> dict: # JSON: methods, tasks, and the path on which their modules are found
+    "Methods and tasks of some runs that are not built in; ValueError for code that cannot be imported"
+    def describe(record, what, *code):
+        values = {f.name: getattr(record, f.name) for f in fields(record)}
+        return values | {name: import_path(values[name], what) for name in code if values[name]}
+
+    tasks, methods = {run.task for run in todo}, {name for run in todo for name in run.combination.names}
+    for info in reversed(METHODS.values()): # a method is registered after the one of which it is a form
+        if info.name in methods:
+            methods.add(info.form_of)
+    methods = [describe(info, f"method {name!r}", "options", "implementation")
+               for name, info in METHODS.items() if name in methods and info not in BUILT_IN]
+    tasks = [describe(task, f"task {name!r}", "data", "transfer", "counts")
+             for name, task in TASKS.items() if name in tasks and task not in BUILT_IN]
+    return dict(methods=methods, tasks=tasks, path=sys.path if methods or tasks else [])
+
+def restore_registry(
+    described:dict, # as from `describe_registry`
+):
+    "Register described methods and tasks in this process; ImportError if their code is missing here"
+    def load(path):
+        try:
+            return import_object(path)
+        except (ImportError, AttributeError) as e:
+            raise ImportError(f"{path} cannot be imported here ({e}); install its module on every machine "
+                              "that makes runs") from e
+
+    sys.path += [folder for folder in described["path"] if folder not in sys.path]
+    for values in described["methods"]:
+        load(values["implementation"])
+        register(MethodInfo(**values | dict(options=load(values["options"]))))
+    for values in described["tasks"]:
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        for name in ("data", "transfer", "counts"):
+            load(values[name])
+        TASKS[values["name"]] = Task(**values | dict(augment=values["augment"] or None))

@@ -1,5 +1,6 @@
 "A method registered from outside the package works in every room, and is gone when it is removed"
-from dataclasses import asdict, dataclass
+import json, sys
+from dataclasses import asdict, dataclass, replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,8 +16,8 @@ from combcomp.data.tasks import task_of
 from combcomp.share.model_card import card
 from combcomp.ship.packed_file import unpack
 from combcomp.spec import (
-    canonical, KD, METHODS, MethodInfo, parse, register, Run, subset_of, SUBSETS, subsets, table_order,
-    unregister,
+    canonical, describe_registry, KD, METHODS, MethodInfo, parse, register, register_task, restore_registry,
+    Run, subset_of, SUBSETS, subsets, table_order, Task, TASKS, unregister,
 )
 from combcomp.study.explorer import Choice, answer, offered
 from combcomp.study.figures import colour_of, COLOURS, interaction_plot, marker_of, reduction_map, score_size
@@ -24,7 +25,7 @@ from combcomp.study.recommendation import recommend
 from combcomp.study.reductions import combination, interactions, max_reduction, study_rows, trainings
 from combcomp.study.runner import model_file, run
 from combcomp.study.schedule import configurations, estimate, ordered, parts, ptq_base, steps
-from combcomp.study.sweep import study
+from combcomp.study.sweep import grid, study
 
 QUIET = lambda *args, **kwargs: None
 ALL = ("", "kd", "mp", "qat", "tilt", "kd,mp", "kd,qat", "kd,tilt", "mp,qat", "mp,tilt", "qat,tilt",
@@ -195,3 +196,89 @@ def test_released_rows_keep_their_ids(repo, path):
         fields = {k: row[k] for k in Run.__dataclass_fields__}
         fields |= dict(methods=row["methods"] or "", teacher=row["teacher"] or "")
         assert Run(**fields).id == row["id"]
+
+
+MODULE = '''"A method and a task that are in a file of the user's own"
+from dataclasses import dataclass
+import datasets
+from combcomp.compress.methods import Method
+
+@dataclass(frozen=True)
+class Lean:
+    weight: float = 1e-3
+
+class Leaning(Method):
+    def __init__(self, options): self.options = options
+    def loss(self, loss, out, batch): return loss - self.options.weight*out.logits[:, 0].mean()
+
+def tones(task, cache):
+    data = datasets.Dataset.from_dict(dict(text=["what a film", "such a bore"]*40, label=[1, 0]*40))
+    return datasets.DatasetDict(train=data.select(range(60)), validation=data.select(range(60, 80)))
+'''
+
+
+@pytest.fixture
+def tones(tmp_path, monkeypatch):
+    "Runs with a method and a task of a module that only this process has on its path"
+    (tmp_path/"of_their_own.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    import of_their_own
+    register(MethodInfo(of_their_own.Lean, of_their_own.Leaning, order=20, label="leaning"))
+    register_task(Task("tones", ("text",), ("bad", "good"), data=of_their_own.tones))
+    yield [Run(task="tones", methods=m, epochs=1) for m in ("lean", "lean(weight=0.1),qat")]
+    del TASKS["tones"], sys.modules["of_their_own"]
+    unregister("lean")
+
+
+def test_worker_processes_know_methods_and_tasks_from_outside(tones, out):
+    table = grid(tones, out, workers=2, log=QUIET)
+    assert [*table["id"]] == [r.id for r in tones] and {*table["task"]} == {"tones"}
+    alone = run(tones[0], out/"alone", log=QUIET)
+    assert model_file(tones[0], out).read_bytes() == model_file(tones[0], out/"alone").read_bytes()
+    assert alone["score"] == table["score"][0]
+
+
+def test_the_registry_as_json(tones):
+    described = json.loads(json.dumps(describe_registry([*tones, Run(methods="kd")])))
+    info, task = METHODS["lean"], TASKS["tones"]
+    assert [m["implementation"] for m in described["methods"]] == ["of_their_own:Leaning"]
+    assert [t["data"] for t in described["tasks"]] == ["of_their_own:tones"]
+    restore_registry(described)
+    assert METHODS["lean"].load() is info.load() and METHODS["lean"].options is info.options
+    assert TASKS["tones"] == replace(task, data="of_their_own:tones")
+    assert describe_registry([Run(methods="kd,qat")]) == dict(methods=[], tasks=[], path=[])
+    with pytest.raises(ImportError, match="no_such:Class cannot be imported here .* install its module"):
+        restore_registry(dict(methods=[dict(described["methods"][0], implementation="no_such:Class")], tasks=[], path=[]))
+
+
+def test_a_form_of_another_method_travels_with_it(tones):
+    import of_their_own
+    @dataclass(frozen=True)
+    class Leaner(of_their_own.Lean): pass
+    Leaner.__module__, Leaner.__qualname__, of_their_own.Leaner = "of_their_own", "Leaner", Leaner
+    register(MethodInfo(Leaner, of_their_own.Leaning, order=20, label="more of it", form_of="lean"))
+    try:
+        described = describe_registry([Run(methods="leaner")])
+    finally:
+        unregister("leaner")
+    assert [m["options"] for m in described["methods"]] == ["of_their_own:Lean", "of_their_own:Leaner"]
+
+
+@pytest.mark.parametrize("options", [dict(workers=2), dict(engine="ray")])
+@pytest.mark.parametrize("module, why", [("__main__", "in a script or a notebook"), ("made_up", "no module on the path")])
+def test_code_that_cannot_be_imported_elsewhere_is_refused_before_training(tones, out, options, module, why):
+    import of_their_own
+    class Leaning(of_their_own.Leaning): pass
+    Leaning.__module__, Leaning.__qualname__ = module, "Leaning"
+    register(replace(METHODS["lean"], implementation=Leaning))
+    message = f"method 'lean': {module}:Leaning is .*{why}.*put it into a module.*workers=1"
+    with pytest.raises(ValueError, match=message):
+        grid(tones, out, log=QUIET, **options)
+    assert not (out/"runs").exists() and not (out/"leases").exists()
+
+
+def test_functions_are_refused_too(tones):
+    TASKS["tones"] = replace(TASKS["tones"], data=lambda task, cache: None)
+    with pytest.raises(ValueError, match="task 'tones': .*<lambda> is defined inside a function"):
+        describe_registry(tones)
+    assert describe_registry([Run(methods="lean")])["tasks"] == []

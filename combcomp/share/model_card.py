@@ -12,7 +12,7 @@ import pandas as pd
 from ..basics import bad_value
 from ..spec import FAMILIES, TASKS, info_of, last_part, parse, portable, Run, task_title
 from ..models.encoders import source
-from ..study.store import _latency, load_results, markdown, TRAINING
+from ..study.store import latency_lines, load_results, markdown, TRAINING
 from ..study.reductions import interval, KEYS
 from ..study.recommendation import draws_if_any
 
@@ -292,7 +292,8 @@ def metadata(row, license) -> str: # YAML
     infos = [info_of(options) for stage in parse(row["methods"]) for options in stage]
     tags = ["bert", *dict.fromkeys(info.tag or info.label for info in infos)]
     name = "-".join([row["family"], row["size"], title, row["methods"] or "none"])
-    card = ModelCardData(license=license, base_model=base_model(row), language=(known and known.language) or None,
+    language = (known and known.language) or None
+    card = ModelCardData(license=license, base_model=base_model(row), language=language,
                          pipeline_tag="text-classification", library_name="combcomp", tags=tags,
                          model_name=one_line(name.replace("/", "-")), eval_results=[result])
     return card.to_yaml()
@@ -326,7 +327,7 @@ def card(
         score_table=markdown(scores), scores=describe_scores(row, scores),
         size_table=markdown(size_table(row, uncompressed(row, table))),
         latency="".join(f"{line} of {code_span(row['device'])}, batch of one, median."
-                        for line in _latency("This model", row)),
+                        for line in latency_lines("This model", row)),
         training_set=describe_training_set(row), max_length=f"{row['max_length']:.0f}",
         language="It was trained on English only." if task in TASKS and TASKS[task].language == "en" else
                  "It knows only the language and the kind of text of its training file.",

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..basics import atomic_write, outputs_dir, throttle
-from ..spec import Run
+from ..spec import Run, describe_registry, restore_registry
 from ..models.sizes import BERT, encoder_parameters
 from .store import failure_file, row_file, save_failure, save_row
 from .schedule import prerequisites, shape
@@ -70,9 +70,11 @@ def on_worker(
     run:Run, outputs:str, sign:str, # the driver's folder, and the name of a file that the driver wrote there
     needed:list|None, # for each prerequisite, its files; None if they were not requested
     measure:tuple, checkpoint:float, report_to:str, # as for `combcomp.study.runner.run`
+    registry:dict, # methods and tasks that are not built in, as from `describe_registry`
 ): # (done, failed, held or send, files for the driver)
     "Try a run: in the shared folder if the worker sees it, else in a temporary one"
     hush()
+    restore_registry(registry)
     context = lambda folder: Context(Path(folder), throttle(print), checkpoint, report_to)
     if (Path(outputs)/sign).is_file():
         return try_run(run, context(outputs), measure), {}
@@ -86,11 +88,14 @@ def on_worker(
 # %% ../../nbs/study/05_cluster.ipynb #238700ef
 class Driver:
     "Hands out the runs of a sweep as Ray tasks and takes in what comes back"
-    def __init__(self, ray, sweep:Sweep, ctx:Context, progress:Progress, options:EngineOptions, sign:str):
+    def __init__(
+        self, ray, sweep:Sweep, ctx:Context, progress:Progress, options:EngineOptions,
+        sign:str, registry:dict, # as for `on_worker`
+    ):
         self.ray, self.sweep, self.progress, self.options = ray, sweep, progress, options
         self.gpus, self.task = bool(ray.cluster_resources().get("GPU")), ray.remote(on_worker)
         self.seen_as = options.seen_as or str(ctx.outputs)
-        self.rest = sign, options.measure, ctx.checkpoint, ctx.report_to
+        self.rest = sign, options.measure, ctx.checkpoint, ctx.report_to, registry
         self.running, self.retry_at, self.sending = {}, {}, set() # task -> run; run -> time; runs
 
     def drive(self):
@@ -133,7 +138,7 @@ class Driver:
 
 # %% ../../nbs/study/05_cluster.ipynb #47b9cda0
 def tidy(ray, sign:str):
-    "Remove the temporary folders of a grid on all nodes; a node that does not answer within a minute is skipped"
+    "Remove the temporary folders of a grid on all nodes; one that takes over a minute to answer is skipped"
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
     task = ray.remote(num_cpus=0)(lambda: shutil.rmtree(private_folder(sign), ignore_errors=True))
     nodes = [NodeAffinitySchedulingStrategy(n["NodeID"], soft=False) for n in ray.nodes() if n["Alive"]]
@@ -156,10 +161,11 @@ def connect(): # the module `ray`
 # %% ../../nbs/study/05_cluster.ipynb #eb3a8ede
 def run_on_ray(sweep:Sweep, ctx:Context, progress:Progress, options:EngineOptions):
     "Make the runs of a sweep as tasks of Ray"
+    registry = describe_registry(sweep.todo)
     ray, sign = connect(), f"grid-{uuid.uuid4().hex}"
     (ctx.outputs/sign).touch() # a worker that sees this file shares the folder
     try:
-        Driver(ray, sweep, ctx, progress, options, sign).drive()
+        Driver(ray, sweep, ctx, progress, options, sign, registry).drive()
         tidy(ray, sign)
     finally:
         (ctx.outputs/sign).unlink(missing_ok=True)

@@ -38,7 +38,7 @@ def paper_figure1(): # a DataFrame with the columns of a table of results
 def combination(
     methods:str, # as in a row
 ) -> str: # canonical
-    "The combination to which a row belongs: its methods without the sparsity, or what else is varied along a curve"
+    "The combination of a row: its methods without the option that varies along a curve, such as sparsity"
     for info in METHODS.values():
         if info.curve:
             methods = with_options(methods, info.name, **{info.curve: getattr(info.options(), info.curve)})

@@ -233,8 +233,9 @@ def train(prepared:Prepared, ctx:Context) -> Trained:
     name = run.methods or "none"
     events = ctx.outputs/"trackers"/f"{run.size} {task_title(run.task)} seed {run.seed}"/name
     with tensorboard_folder(events):
-        stats = compress(model, tokenizer, prepared.train, run.combination.stages, unfinished(run, ctx.outputs),
-                         log=ctx.log, seed=run.seed, epochs=epochs, batch_size=run.batch_size, lr=rate,
+        stats = compress(model, tokenizer, prepared.train, run.combination.stages,
+                         unfinished(run, ctx.outputs), log=ctx.log, seed=run.seed, epochs=epochs,
+                         batch_size=run.batch_size, lr=rate,
                          recipe=recipe, name=name, checkpoint=ctx.checkpoint, report_to=ctx.report_to)
     facts = dict(learning_rate=rate, epochs_trained=epochs) | prepared.facts | stats
     return Trained(run, prepared.task, prepared.data, tokenizer, model, facts)
@@ -285,8 +286,8 @@ def store(
         pack(model, path, tokenizer="" if Path(place).is_dir() else place)
         sizes.update(sizes_of(model, path))
         if holder is not None and holder.compromise:
-            raise Superseded(f"{label(run)}: this process was silent for more than {LEASE:.0f} s, and another "
-                             "one has taken the run over; it keeps nothing")
+            raise Superseded(f"{label(run)}: this process was silent for more than {LEASE:.0f} s; another "
+                             "one has taken over the run, and nothing is written")
     atomic_write(model_file(run, out), write)
     row = dict(asdict(run), id=run.id, **scores.values, majority=scores.majority,
                eval_examples=len(scores.labels), **sizes, **trained.facts, started=started, seconds=seconds,
@@ -381,14 +382,15 @@ def check_measures(measure) -> list: # of names
     return names
 
 def measure_speed(run:Run, model, ctx:Context) -> dict:
-    "Latency in ms on three runtimes and the share of equal predictions; a runtime that fails parity has no value"
+    "Latency in ms on three runtimes and shares of equal predictions; none for a runtime that fails parity"
     import torch
     tokenizer, task = ctx.tokenizer(run), task_of(run.task, ctx.cache)
     validation, equal = ctx.data(run)[task.evals[0]], {}
     with tempfile.TemporaryDirectory() as folder:
         for runtime in FILES:
             try:
-                about = export(model, f"{folder}/{runtime}", runtime, tokenizer, task, validation, run.max_length)
+                about = export(model, f"{folder}/{runtime}", runtime, tokenizer, task, validation,
+                               run.max_length)
                 equal[runtime] = about["parity"]["equal"]
             except ParityError as e:
                 ctx.log(f"  {runtime}: {e}", flush=True)

@@ -13,8 +13,12 @@ from dataclasses import asdict, dataclass
 
 from tqdm import tqdm
 
-from ..basics import LEASE, bad_value, check_number, import_object, outputs_dir, rel_path, split_list, throttle
-from ..spec import FAMILIES, GLUE, SUBSETS, WORDNET, Run, limits_of, resolve_task
+from combcomp.basics import (
+    LEASE, bad_value, check_number, import_object, outputs_dir, rel_path, split_list, throttle,
+)
+from combcomp.spec import (
+    FAMILIES, GLUE, SUBSETS, WORDNET, Run, describe_registry, limits_of, resolve_task, restore_registry,
+)
 from ..compress.training import tracking
 from combcomp.study.store import (
     failure_file, load_results, read_failure, read_row, save_failure, writable,
@@ -54,7 +58,7 @@ def numbers(
 def study(
     family:str="minilm",
     sizes:str="all", # of the family's suite, or some: l2,l1
-    tasks:str="all", # of the family's suite (WordNet for minilm, GLUE for bert), some, or files: file:reviews.csv
+    tasks:str="all", # of the family's suite (minilm: WordNet, bert: GLUE), some, or files: file:reviews.csv
     methods:str="all", # the eight subsets, or combinations with ; between them: kd,qat; mp > qat
     sparsities:str="", # of pruning in `all`: 0.4,0.6 makes the paper's twelve configurations
     seeds=1, # how many (0, 1, ...), or which: 0,2
@@ -89,6 +93,7 @@ class Sweep:
             self.needs.setdefault(run, prerequisites(run))
         self.ids = {run: run.id for run in self.needs}
         self.rows, self.costs = {}, {} # id -> row; run -> estimated seconds
+        self.estimated_from = 0 # rows that were done at the last estimate
         self.refresh()
         self.begun, self.already = time.time(), {*self.rows} # ids that were done at the beginning
 
@@ -139,8 +144,8 @@ class Sweep:
             failure = read_failure(id, self.outputs) if state == "failed" else None
             error = f"{failure['error']} {failure['message']}".strip() if failure else ""
             score = self.rows[id]["score"] if id in self.rows else None
-            rows.append(dict(family=run.family, size=run.size, task=run.task, methods=run.methods, seed=run.seed,
-                             state=state, score=score, error=error, id=id))
+            fields = {k: getattr(run, k) for k in ("family", "size", "task", "methods", "seed")}
+            rows.append(fields | dict(state=state, score=score, error=error, id=id))
         return pd.DataFrame(rows)
 
 # %% ../../nbs/study/04_sweep.ipynb #a286da2a
@@ -270,7 +275,7 @@ def work(
 class Worker:
     "A process that makes runs of a job; its messages go into a queue, and `None` when it ends"
     def __init__(
-        self, job:str, # JSON: runs, outputs, measure, checkpoint, report_to
+        self, job:str, # JSON: registry, runs, outputs, measure, checkpoint, report_to
         threads:int, messages:queue.SimpleQueue,
     ):
         env = dict(os.environ, OMP_NUM_THREADS=str(threads), TOKENIZERS_PARALLELISM="false")
@@ -295,6 +300,7 @@ class Worker:
 def serve():
     "The main function of a worker process: read a job from standard input, write messages to standard output"
     job = json.load(sys.stdin)
+    restore_registry(job["registry"])
     hush()
     sweep = Sweep([Run(**fields) for fields in job["runs"]], job["outputs"])
     def send(**message):
@@ -312,8 +318,9 @@ def run_workers(
     workers:int, measure=(),
 ):
     "Make the runs of a sweep in several processes, and replace those that die"
-    job = json.dumps(dict(runs=[asdict(run) for run in sweep.todo], outputs=str(sweep.outputs),
-                          measure=[*measure], checkpoint=ctx.checkpoint, report_to=ctx.report_to))
+    job = json.dumps(dict(registry=describe_registry(sweep.todo), outputs=str(sweep.outputs),
+                          runs=[asdict(run) for run in sweep.todo], measure=[*measure],
+                          checkpoint=ctx.checkpoint, report_to=ctx.report_to))
     threads, messages = max(1, (os.cpu_count() or 1)//workers), queue.SimpleQueue()
     deaths = dict.fromkeys(sweep.todo, 0)
     alive = {Worker(job, threads, messages) for _ in range(workers)}
