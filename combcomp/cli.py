@@ -10,7 +10,7 @@ __all__ = ['CODES', 'RUN', 'GRID', 'STUDY', 'COMMANDS', 'METAVARS', 'Option', 'o
            'format_table', 'Study', 'pick_study', 'recommend_command', 'sizes_command', 'Command', 'add_option',
            'Parser', 'parser', 'parse', 'as_options', 'report_error', 'execute', 'flush_output', 'main']
 
-# %% ../nbs/cli.ipynb #f1019fd7
+# %% ../nbs/cli.ipynb #58d2c511
 import argparse, json, os, re, sys, tempfile, traceback, warnings
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
@@ -23,6 +23,7 @@ from fastcore.docments import docments
 import combcomp
 from .basics import atomic_write, bad_value, outputs_dir, rel_path
 from .spec import KD, METHODS, Run, teacher_run
+from .study.plan import study
 
 # %% ../nbs/cli.ipynb #cbb732ae
 class Option(NamedTuple):
@@ -163,27 +164,18 @@ def load_rows(
         return load_results(outputs)
 
 def grid_command(
-    family:str="minilm", # minilm (comes with pip), bert (from the hub), or a hub name or folder of a BERT
-    sizes:str="all", # minilm: l6,l4,l2,l1; bert: large,base,medium,small,mini,tiny; or some of them
-    tasks:str="all", # minilm: the five of WordNet; bert: the eight of GLUE; or some of either
-    methods:str="all", # the eight subsets of kd, qat, mp; or some with ; between: "kd,qat; mp > qat"
-    sparsities:str="", # of pruning, with methods all; 0.4,0.6 makes the paper's twelve; empty is 0.6
-    seeds:str="1", # how many (0, 1, ...), or which, as "0,2"
-    limits:str="", # training examples: a number, or by task, as wic:1000,accept:500; empty is all
-    epochs:float=None, # passes over the training set, of each stage; None is the recipe's
-    batch_size:int=32, # examples a step
     engine:str="local", # local, or ray (a cluster if RAY_ADDRESS names one, as auto)
     workers:int=1, # processes on this machine, each with its share of the cores
     measure:str="", # further columns: file (sizes of other files), speed (latency), or file,speed
     report_to:str="none", # an experiment tracker; tensorboard, mlflow or wandb
     retry_failed:bool=False, # try failed runs again
-    dry_run:bool=False, # only print how many runs are done, and how long the rest may take
+    dry_run:bool=False, # only print how many runs are done and how long the others may take
     outputs:str=None, # folder of rows, models and caches; None is outputs/ of this project
+    **words, # of `study`
 ) -> Answer:
     "Make every run of a study that is not done; it resumes, and several processes can share it"
-    from combcomp.study.sweep import GridFailed, grid, study
-    todo = study(family, sizes, tasks, methods, sparsities, seeds, limits, epochs=epochs,
-                 batch_size=batch_size)
+    todo = study(**words)
+    from combcomp.study.sweep import GridFailed, grid
     load_rows(outputs) # damaged rows are an error now, not after the work
     log = print if sys.stderr.isatty() else print_or_exit # on a terminal the progress bar replaces `print`
     more = measure.split(",") if measure else ()
@@ -196,7 +188,7 @@ def grid_command(
         table = grid(todo, outputs, log=lambda *a, **k: None, dry_run=True, check=False)
     return Answer(records(table), score_table(table), 1 if problem else 0, problem)
 
-GRID = options(grid_command)
+GRID = options(study) | options(grid_command)
 
 # %% ../nbs/cli.ipynb #cde62a48
 def find_model(

@@ -11,7 +11,8 @@ from combcomp.spec import portable, resolve_task, Run, TASKS
 from combcomp.study.explorer import explorer
 from combcomp.ship.runtimes import export, load_exported
 from combcomp.study.runner import model_file, run
-from combcomp.study.sweep import grid, runs
+from combcomp.study.plan import runs
+from combcomp.study.sweep import grid
 from combcomp.models.encoders import load_tokenizer
 from combcomp.data.text_files import (
     guess_columns, held_back, own, own_data, own_task, own_unlabelled, read_columns, resolve,

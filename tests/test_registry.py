@@ -24,8 +24,9 @@ from combcomp.study.figures import colour_of, COLOURS, interaction_plot, marker_
 from combcomp.study.recommendation import recommend
 from combcomp.study.reductions import combination, interactions, max_reduction, study_rows, trainings
 from combcomp.study.runner import model_file, run
-from combcomp.study.schedule import configurations, estimate, ordered, parts, ptq_base, steps
-from combcomp.study.sweep import grid, study
+from combcomp.study.schedule import estimate, ordered, parts, ptq_base, steps
+from combcomp.study.plan import configurations, study
+from combcomp.study.sweep import grid
 
 QUIET = lambda *args, **kwargs: None
 ALL = ("", "kd", "mp", "qat", "tilt", "kd,mp", "kd,qat", "kd,tilt", "mp,qat", "mp,tilt", "qat,tilt",

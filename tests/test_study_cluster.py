@@ -5,7 +5,8 @@ from pathlib import Path
 import psutil, pytest
 
 from combcomp.study.runner import model_file, run
-from combcomp.study.sweep import grid, runs
+from combcomp.study.plan import runs
+from combcomp.study.sweep import grid
 from combcomp.study.store import read_row
 
 QUIET = lambda *args, **kwargs: None

@@ -7,7 +7,8 @@ import pandas as pd, pytest
 
 from combcomp import Run
 from combcomp.study.runner import Context, hush, run
-from combcomp.study.sweep import GridFailed, Sweep, grid, runs, status, work as make_all
+from combcomp.study.plan import runs
+from combcomp.study.sweep import GridFailed, Sweep, grid, status, work as make_all
 from combcomp.study.schedule import estimate, finished, ordered, remaining
 from combcomp.study.store import read_failure, read_row
 from test_compress_training import lay, tiny
