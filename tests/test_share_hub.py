@@ -69,7 +69,7 @@ def test_answers(saved, logits):
     assert loaded(TEXTS[0]) == loaded.predict(TEXTS[:1]) and loaded([]) == [] and loaded.logits([]).shape == (0, 2)
     assert loaded.about["max_length"] == 128 and np.array_equal(loaded.logits("word "*126), loaded.logits("word "*300)), "the rest is cut off"
     for bad in ([3], [("a", "b", "c")], [None]):
-        with pytest.raises(ValueError, match="is no text"): loaded.predict(bad)
+        with pytest.raises(ValueError, match="is not a string"): loaded.predict(bad)
 
 
 def test_transformers_alone_does_not_read_it(saved):

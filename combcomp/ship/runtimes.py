@@ -243,7 +243,7 @@ def check_texts(
     texts = [given] if isinstance(given, str) else list(given)
     for t in texts:
         if not (isinstance(t, str) or pair(t)):
-            raise ValueError(f"predict: {str(t)[:60]!r} is no text; give texts, or pairs of texts")
+            raise ValueError(f"predict: {str(t)[:60]!r} is not a string; give texts, or pairs of texts")
     return [t if isinstance(t, str) else tuple(t) for t in texts]
 
 def pad_batch(
