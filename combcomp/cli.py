@@ -212,7 +212,7 @@ def find_model(
     if released:
         way_out = (f"run {released[0]} has a row, and its model is not here; `combcomp run` with force=True "
                    "and its values makes it")
-    raise ValueError(f"{name!r} is no file, and no model in {rel_path(folder)} has an id that begins so: "
+    raise ValueError(f"{name!r} is not a file, and no model in {rel_path(folder)} has an id that begins so: "
                      f"{way_out}")
 
 def check_free(

@@ -173,7 +173,7 @@ def test_pack_unpack_and_export(made, tmp_path):
         assert code == 0 and about["runtime"] == runtime and about["parity"]["examples"] == 1000 and about["parity"]["equal"] >= 0.99, err
         assert load_exported(tmp_path/runtime).predict(["a tree"])[0]["label"] in about["labels"]
     assert "overwrite it with --force" in refused(f"export {QAT.id} -o", tmp_path/"onnx", "--outputs", out)
-    assert "no earlier export" in refused(f"export {QAT.id} --force -o", plain, "--outputs", out)
+    assert "not an earlier export" in refused(f"export {QAT.id} --force -o", plain, "--outputs", out)
     assert do(f"export {packed} --runtime onnx --task none --force -o", tmp_path/"onnx", "--outputs", out)[0] == 0 and load_exported(tmp_path/"onnx").about["parity"] is None
 
 
@@ -193,7 +193,7 @@ def test_what_a_name_may_be(made, tmp_path):
     shutil.copytree(made[0]/"models", out/"models")
     shutil.copy(out/"models"/f"{QAT.id}.safetensors", out/"models"/f"{QAT.id[:6]}0123456789.safetensors")
     assert "begins the ids of 2 models" in refused(f"pack {QAT.id[:6]} -o", tmp_path/"x", "--outputs", out)
-    for name in ("", "*", "../models", "zz", QAT.id.upper()): assert "is no file" in refused("unpack", name, "-o", tmp_path/"x", "--outputs", out)
+    for name in ("", "*", "../models", "zz", QAT.id.upper()): assert "is not a file" in refused("unpack", name, "-o", tmp_path/"x", "--outputs", out)
     released = cli.load_rows(None)["id"][0]
     assert (REPO/"outputs"/"models"/f"{released}.safetensors").is_file() or "has a row, and its model is not here" in refused(f"pack {released} -o", tmp_path/"x")
 
@@ -260,7 +260,7 @@ def test_sizes():
     ("", "required: COMMAND"), ("rum", "invalid choice: 'rum'"), ("run --sise l1", "did you mean '--size'"), ("run --seed x", "invalid int value: 'x'"), ("run --size tiny", "--size 'tiny' is not allowed"),
     ("run --methods dk", "method='dk' is not allowed"), ("run --measure sped", "did you mean 'speed'"), ("run --report_to tensorbord", "did you mean 'tensorboard'"), ("run --epochs nan", "--epochs 'nan'"), ("run --si l1", "--si"),
     ("grid --limits accept=few", "task:number"), ("grid --engine rai", "did you mean 'ray'"), ("grid --workers 0", "--workers '0'"), ("grid --sizes l9", "size='l9'"), ("grid --seeds x", "ints with commas"),
-    ("pack", "required: ID_OR_FOLDER"), ("unpack nowhere -o x", "'nowhere' is no file"), ("export nowhere -o x --runtime tensorrt", "--runtime 'tensorrt'"), ("recommend --megabytes -1", "is a number above 0"), ("sizes bert", "'bert'")])
+    ("pack", "required: ID_OR_FOLDER"), ("unpack nowhere -o x", "'nowhere' is not a file"), ("export nowhere -o x --runtime tensorrt", "--runtime 'tensorrt'"), ("recommend --megabytes -1", "is a number above 0"), ("sizes bert", "'bert'")])
 def test_wrong_usage_is_one_line_and_two(line, why, tmp_path):
     before = sorted(p.name for p in REPO.iterdir())
     assert why in refused(line, *(["--outputs", tmp_path/"out"] if line.split(" ")[0] in ("run", "grid") else []))
@@ -300,7 +300,7 @@ def test_output_that_cannot_show_a_character(made, tmp_path, monkeypatch):
     assert cli.main(["pack", QAT.id, "-o", str(tmp_path/"größe"), "--outputs", str(made[0])]) == 0 and (tmp_path/"größe").is_file()
     assert rb"gr\xf6\xdfe" in narrow.buffer.getvalue()
     done = command("unpack", "größe", "-o", tmp_path/"x", env=dict(os.environ, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"))
-    assert done.returncode == 2 and "is no file" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "is not a file" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_ctrl_c_ends_in_130_and_the_same_command_goes_on(out):

@@ -53,7 +53,7 @@ def correlation(
 def label_vector(
     task:Task, labels, # class ids, or numbers
 ): # (n,) array
-    "Labels as a vector; ValueError for one that is no class of the task"
+    "Labels as a vector; ValueError for one that is not a class of the task"
     y = np.asarray(labels)
     bad = ~np.isin(y, range(len(task.labels))) if task.labels else ~np.isfinite(y.astype(float))
     if bad.any():

@@ -209,7 +209,7 @@ def array_names(
             raise ValueError(f"{name}: shape {shape} is not {list(shapes[name])}")
         rounded = bits != 32
         if rounded and (len(shape) != 2 or not name.endswith(".weight")):
-            raise ValueError(f"{name}: is no matrix and cannot have {bits} bits")
+            raise ValueError(f"{name}: is not a matrix and cannot have {bits} bits")
         if rounded:
             check_number(name, "bits", bits, int, 2, 16)
         check_number(name, "pruned", record.get("pruned", 0), int, 0, int(np.prod(shape)))
@@ -362,6 +362,6 @@ def unpack(
         for name, grid in packed.header["inputs"].items():
             linear, grid = model.get_submodule(name), check_grid(name, **grid)
             if type(linear) is not torch.nn.Linear:
-                raise ValueError(f"{name}: rounds its input and is no linear layer")
+                raise ValueError(f"{name}: quantizes its input and is not a linear layer")
             QLinear.wrap(linear, **grid)
         return model.eval()

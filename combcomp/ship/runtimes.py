@@ -295,7 +295,7 @@ def load_about(
     "The description of an exported model; FileNotFoundError or ValueError if there is none"
     path = Path(folder)/ABOUT
     if not path.is_file():
-        raise FileNotFoundError(f"{rel_path(folder)} has no {ABOUT}: it is no folder that export wrote")
+        raise FileNotFoundError(f"{rel_path(folder)} has no {ABOUT}: export did not write this folder")
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as e:
@@ -439,7 +439,7 @@ def export(
     require("onnxruntime" if runtime == "onnx" else runtime)
     folder = Path(folder).absolute()
     if folder.is_file() or folder.is_dir() and any(folder.iterdir()) and not (folder/ABOUT).is_file():
-        raise FileExistsError(f"export: {rel_path(folder)} exists and is no earlier export; "
+        raise FileExistsError(f"export: {rel_path(folder)} exists and is not an earlier export; "
                               "give the name of a new folder")
     check_plain(model, "export")
     task, data = (None, None) if data is False else find_validation(model, task, data)
