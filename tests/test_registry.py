@@ -1,5 +1,5 @@
 "A method registered from outside the package works in every room, and is gone when it is removed"
-import json, sys
+import json, pickle, sys
 from dataclasses import asdict, dataclass, replace
 
 import matplotlib.pyplot as plt
@@ -24,8 +24,9 @@ from combcomp.study.figures import colour_of, COLOURS, interaction_plot, marker_
 from combcomp.study.recommendation import recommend
 from combcomp.study.reductions import combination, interactions, max_reduction, study_rows, trainings
 from combcomp.study.runner import model_file, run
-from combcomp.study.schedule import estimate, ordered, parts, ptq_base, steps
 from combcomp.study.plan import configurations, study
+from combcomp.study.schedule import estimate, ordered, parts, ptq_base, steps
+from combcomp.study.store import read_row
 from combcomp.study.sweep import grid
 
 QUIET = lambda *args, **kwargs: None
@@ -283,3 +284,18 @@ def test_functions_are_refused_too(tones):
     with pytest.raises(ValueError, match="task 'tones': .*<lambda> is defined inside a function"):
         describe_registry(tones)
     assert describe_registry([Run(methods="lean")])["tasks"] == []
+
+
+def test_a_ray_worker_knows_them_too(tones, out, run_py):
+    "What Ray does in another process: it unpickles the run and calls `on_worker`"
+    (out/"sign").touch()
+    code = """
+import json, os, pickle
+from combcomp.study.cluster import on_worker
+run = pickle.loads(bytes.fromhex(os.environ["RUN"]))
+how = (), 60.0, "none", json.loads(os.environ["REGISTRY"])
+print("state", on_worker(run, os.environ["FOLDER"], "sign", None, *how)[0])
+"""
+    said = run_py(code, RUN=pickle.dumps(tones[0]).hex(), FOLDER=str(out),
+                  REGISTRY=json.dumps(describe_registry(tones)))
+    assert said.split()[-2:] == ["state", "done"] and read_row(tones[0].id, out)["task"] == "tones"
