@@ -66,7 +66,7 @@ test: $(ALL) ## everything CI checks
 	@echo "== 4/5 the other notebooks run"
 	@$(ALONE) OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing --skip_file_re "$$(python tests/check_sync.py executed)"
 	@echo "== 5/5 tests/"
-	@$(ALONE) OMP_NUM_THREADS=1 pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	@$(ALONE) OMP_NUM_THREADS=1 pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=25
 	@echo "All five passed."
 
 clean: $(READY) ## strip notebooks of what does not belong into git (nbdev_clean)
