@@ -4,7 +4,7 @@
 
 # %% ../nbs/basics.ipynb #d1f19583
 from __future__ import annotations
-import difflib, math, os, platform, shutil, subprocess, sys, tempfile, threading, time, uuid
+import difflib, hashlib, json, math, os, platform, shutil, subprocess, sys, tempfile, threading, time, uuid
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
@@ -13,11 +13,12 @@ from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
 
-from filelock import SoftFileLease
+from filelock import FileLock, SoftFileLease, Timeout
 
 # %% auto #0
-__all__ = ['LEASE', 'bad_value', 'check_number', 'check_fields', 'root', 'outputs_dir', 'rel_path', 'results_folder',
-           'atomic_write', 'atomic_folder', 'lease', 'split_list', 'throttle', 'parameters', 'quoted', 'import_object',
+__all__ = ['HIDDEN', 'LEASE', 'bad_value', 'check_number', 'check_fields', 'root', 'outputs_dir', 'rel_path', 'results_folder',
+           'StagedFiles', 'atomic_write', 'file_hash', 'file_hashes', 'atomic_folder', 'is_intact', 'lease', 'is_held',
+           'publishing', 'remove_leftovers', 'split_list', 'throttle', 'parameters', 'quoted', 'import_object',
            'import_path', 'online', 'missing_download', 'hub', 'device_name', 'installed_version', 'current_commit',
            'environment']
 
@@ -99,44 +100,94 @@ def results_folder(
     return folder
 
 # %% ../nbs/basics.ipynb #25969c3f
+HIDDEN = ".writing-" # how names of unfinished files begin; they have no suffix, so `*.json` does not match
+
+class StagedFiles:
+    "Files that are written under hidden names and become visible together; without `publish`, never"
+    def __init__(self): self.files = {} # hidden path -> path
+
+    def __enter__(self): return self
+
+    def add(
+        self, path, # of the file
+        write, # a function that gets the hidden path, in the same folder
+    ):
+        "Write one more file"
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # a name of our own, because others could not read a file of `mkstemp`
+        hidden = path.with_name(HIDDEN + uuid.uuid4().hex)
+        self.files[hidden] = path
+        write(str(hidden))
+
+    def publish(self):
+        "Give all files their names, in the order in which they were added"
+        for hidden in [*self.files]:
+            os.replace(hidden, self.files.pop(hidden))
+
+    def __exit__(self, *error):
+        for hidden in self.files:
+            hidden.unlink(missing_ok=True)
+
 def atomic_write(
     path, # of the file
     write, # a function that gets the path of a temporary file in the same folder
 ): # nothing
     "Write a file so that it is either complete or absent"
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # a name of our own, because others could not read a file of `mkstemp`
-    temporary = path.with_name(f".writing-{uuid.uuid4().hex}{path.suffix}")
-    try:
-        write(str(temporary))
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with StagedFiles() as files:
+        files.add(path, write)
+        files.publish()
+
+# %% ../nbs/basics.ipynb #2f000001
+def file_hash(path) -> str: # SHA-256, hexadecimal
+    "The checksum of a file"
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while chunk := f.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+def file_hashes(
+    folder,
+    leave_out=(), # names at the top of the folder
+) -> dict: # path within the folder -> `file_hash`
+    "The checksums of all files of a folder"
+    folder = Path(folder)
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file())
+    names = {p.relative_to(folder).as_posix(): p for p in files}
+    return {name: file_hash(p) for name, p in names.items() if name not in leave_out}
 
 # %% ../nbs/basics.ipynb #f01de400
 def atomic_folder(
     path, # of the folder
     write, # a function that fills a temporary folder next to it
 ): # nothing
-    "Write a folder so that it is either complete, with a file `done`, or absent; a complete one is kept"
+    """Write a folder so that it is either complete or absent; a complete one is kept
+
+    Its file `done` is written last and holds the checksums of the others."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=".writing-"))
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=HIDDEN))
     try:
         temporary.chmod(0o755) # mkdtemp makes it unreadable for others
         write(temporary)
-        (temporary/"done").touch()
-        if not (path/"done").is_file():
+        (temporary/"done").write_text(json.dumps(file_hashes(temporary)))
+        if not is_intact(path):
             shutil.rmtree(path, ignore_errors=True)
         try:
             os.rename(temporary, path)
         except OSError: # another process was faster
-            if not (path/"done").is_file():
+            if not is_intact(path):
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+def is_intact(folder) -> bool:
+    "Whether a folder of `atomic_folder` is complete and every file has its checksum"
+    try:
+        return json.loads((Path(folder)/"done").read_text()) == file_hashes(folder, ["done"])
+    except (OSError, ValueError):
+        return False
 
 # %% ../nbs/basics.ipynb #5a0872cb
 LEASE = 60.0 # seconds without a sign of life after which a holder counts as dead, for all processes
@@ -152,6 +203,57 @@ def lease(
 def _lease(path):
     "One object per path, because it measures the time between two of its own checks"
     return SoftFileLease(path, lease_duration=LEASE)
+
+def is_held(
+    holder, # a lease that this process acquired
+) -> bool:
+    "Whether the file of a lease still has this process's token; another process may have taken over"
+    try:
+        lines = Path(holder.lock_file).read_text().splitlines()
+    except OSError:
+        return False
+    return f"token={holder.token}" in lines
+
+@contextmanager
+def publishing(folder): # of outputs
+    """A block in which one process at a time publishes files into a folder
+
+    It is a lock of the operating system, which ends with its process. Where a file system has no such
+    locks, the block runs without one."""
+    lock = FileLock(Path(folder)/"leases"/"publish.lock")
+    Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire(timeout=10*LEASE)
+    except NotImplementedError:
+        yield
+        return
+    except Timeout:
+        raise OSError(f"{rel_path(lock.lock_file)} is held by a process that does not go on; end that "
+                      "process, and start again") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+# %% ../nbs/basics.ipynb #2f000002
+def remove_leftovers(
+    folder, # all of it is searched
+    age:float|None=None, # seconds since the last change; None is `LEASE`
+) -> list: # of the paths removed
+    "Remove unfinished files and folders of processes that died while they wrote"
+    limit = time.time() - (LEASE if age is None else age)
+    def changed(path): # when anything in it changed last
+        return max([path.stat().st_mtime, *(p.stat().st_mtime for p in path.rglob("*"))])
+    removed = []
+    for path in [*Path(folder).rglob(HIDDEN + "*")]:
+        try:
+            if changed(path) > limit:
+                continue
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            removed.append(path)
+        except FileNotFoundError: # its process was alive and has finished it
+            pass
+    return removed
 
 # %% ../nbs/basics.ipynb #h0000071
 def split_list(

@@ -1,5 +1,5 @@
 "Grids are killed, stopped, doubled and starved here, and in the end have what an undisturbed one has. (Processes are forked from one that has loaded torch.)"
-import json, multiprocessing, os, random, shutil, signal, sys, threading, time
+import json, multiprocessing, os, random, shutil, signal, sys, threading, time, warnings
 from pathlib import Path
 from unittest import mock
 
@@ -10,7 +10,7 @@ from combcomp.study.runner import Context, hush, run
 from combcomp.study.plan import runs
 from combcomp.study.sweep import GridFailed, Sweep, grid, status, work as make_all
 from combcomp.study.schedule import estimate, finished, ordered, remaining
-from combcomp.study.store import read_failure, read_row
+from combcomp.study.store import load_rows, read_failure, read_row
 from test_compress_training import lay, tiny
 
 QUIET = lambda *args, **kwargs: None
@@ -27,9 +27,13 @@ def work(folder, begun=None, lease=None, todo=TODO, checkpoint=1.0):
     import combcomp.basics, torch
     torch.set_num_threads(1); hush(); todo = ordered(todo)
     if lease: combcomp.basics.LEASE = lease
+    name = None
     def log(text, **kwargs):
-        if begun and text.startswith("minilm") and text.endswith("seed 0"):
-            with open(begun, "a") as f: f.write(f"{os.getpid()} {text}\n")
+        nonlocal name
+        if text.startswith("minilm") and " seed " in text and "another" not in text: name = text
+        line = name if text == name else f"saved {name}" if text.startswith("  score") else None
+        if begun and line:
+            with open(begun, "a") as f: f.write(f"{os.getpid()} {line}\n")
     make_all(Sweep(todo, folder), Context(Path(folder), log, checkpoint), QUIET)
 
 
@@ -70,17 +74,58 @@ def test_killed_twenty_times_and_equal_in_the_end(out, undisturbed):
     assert not [*(out/"cache"/"unfinished").iterdir()] and not [p for p in out.rglob(".writing-*") if p.parent.name == "runs"]
 
 
+def test_rows_are_read_while_a_grid_writes_them(out):
+    "Also right after a process was killed between writing and renaming; 100,000 reads with --long"
+    from combcomp.study.store import load_results, save_row
+    stop = threading.Event()
+    def write():
+        n = 0
+        while not stop.is_set():
+            cfg = Run(seed=(n := n + 1) % 50)
+            save_row(dict(read_of(cfg), id=cfg.id), out)
+    writer = threading.Thread(target=write); writer.start()
+    (out/"runs").mkdir(exist_ok=True); (out/"runs"/".writing-0123").write_text("half a r")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            reads = 0
+            while reads < 3000: reads += max(1, len(load_results(out)))
+    finally: stop.set(); writer.join()
+
+
+def read_of(cfg): return {**{k: getattr(cfg, k) for k in Run.__dataclass_fields__}, "score": 50.0}
+
+
+def test_a_damaged_row_is_made_again(out):
+    cfg, said = Run(size="l1", task="accept", **FEW), []
+    grid([cfg], out, log=QUIET)
+    whole = (out/"runs"/f"{cfg.id}.json").read_text()
+    (out/"runs"/f"{cfg.id}.json").write_text(whole.replace('"score": ', '"score": 1'))
+    with pytest.warns(UserWarning, match="1 rows in .* are damaged and left out"): assert not len(pd.DataFrame(load_rows(out)))
+    table = grid([cfg], out, log=lambda t, **k: said.append(t))
+    assert table["score"][0] == json.loads(whole)["score"] and any("it was edited or damaged" in t for t in said)
+    assert not list(out.rglob(".writing-*"))
+
+
+def test_leftovers_of_dead_processes_are_removed(out):
+    (out/"runs").mkdir(); old = out/"runs"/".writing-a"; old.write_text("x"); os.utime(old, (0, 0))
+    (folder := out/"cache"/".writing-b").mkdir(); (folder/"c").write_text("x"); os.utime(folder/"c", (0, 0)); os.utime(folder, (0, 0))
+    grid([Run(size="l1", task="accept", **FEW)], out, log=QUIET)
+    assert not old.exists() and not folder.exists()
+
+
 def test_four_processes_and_a_killed_one_make_each_run_once(tmp_path, out, undisturbed):
     log = tmp_path/"log"
     four = [begin(out, log) for _ in range(4)]
-    while not log.is_file() or len(log.read_text().splitlines()) < 2: time.sleep(0.1)
+    lines = lambda: [l.split(" ", 1) for l in log.read_text().splitlines() if " saved " not in l] if log.is_file() else []
+    while len(lines()) < 2: time.sleep(0.1)
     time.sleep(1.0)
-    victim = int(log.read_text().splitlines()[-1].split()[0])
-    os.kill(victim, signal.SIGKILL)
+    victim = lines()[-1][0]
+    os.kill(int(victim), signal.SIGKILL)
     for p in four: p.join()
     assert sorted(p.exitcode for p in four) == [-9, 0, 0, 0]
-    begun = pd.Series([l.split(" ", 1)[1] for l in log.read_text().splitlines() if int(l.split()[0]) != victim])
-    again = set(begun) & {l.split(" ", 1)[1] for l in log.read_text().splitlines() if int(l.split()[0]) == victim}
+    begun = pd.Series([name for pid, name in lines() if pid != victim])
+    again = set(begun) & {name for pid, name in lines() if pid == victim}
     assert begun.value_counts().max() == 1 and len(again) <= 1, log.read_text()
     rows, files = contents(out)
     assert rows == undisturbed[0] and all(files[k] == v for k, v in undisturbed[1].items())
@@ -97,8 +142,33 @@ def test_a_process_that_is_silent_for_too_long_loses_its_run(tmp_path, out):
     made = (out/"runs"/f"{cfg.id}.json").read_bytes()
     os.kill(first.pid, signal.SIGCONT)
     first.join(); assert first.exitcode == 0
-    assert (tmp_path/"first").read_text().split()[1:] == (tmp_path/"second").read_text().split()[1:]
+    began, saved = ([l.split(" ", 1)[1] for l in (tmp_path/name).read_text().splitlines()] for name in ("first", "second"))
+    assert began == saved[:1] and saved[1:] == [f"saved {began[0]}"]
     assert (out/"runs"/f"{cfg.id}.json").read_bytes() == made and not (out/"failures").exists()
+
+
+def test_stopped_and_continued_around_the_takeover_and_each_run_is_saved_once(tmp_path, out):
+    "Three grids lose and win leases at random moments; a row that is there never changes, and what is saved is saved once"
+    todo = runs(["l1"], ["accept"], ["", "mp", "qat", "mp,qat"], seeds=(0, 1), recipe=SHORT, **FEW)
+    log, chance, stops, seen = tmp_path/"log", random.Random(0), 0, {}
+    three = [begin(out, log, 2.0, todo, 0.5) for _ in range(3)]
+    def look():
+        for f in (out/"runs").glob("*.json") if (out/"runs").is_dir() else (): seen.setdefault(f.name, f.read_bytes())
+        assert all((out/"runs"/name).read_bytes() == data for name, data in seen.items()), "a row was overwritten"
+    while any(p.is_alive() for p in three):
+        alive = [p for p in three if p.is_alive()]
+        if stops < 24 and log.is_file():
+            some = chance.sample(alive, min(len(alive), 2))
+            for p in some: os.kill(p.pid, signal.SIGSTOP)
+            stops += len(some)
+            time.sleep(chance.uniform(1.0, 4.0))
+            for p in some: os.kill(p.pid, signal.SIGCONT)
+        time.sleep(chance.uniform(0.2, 1.0)); look()
+    look()
+    assert [p.exitcode for p in three] == [0, 0, 0] and stops >= 20
+    saved = pd.Series([l.split(" ", 1)[1] for l in log.read_text().splitlines() if " saved " in l])
+    assert len(seen) == len(todo) and sorted(saved.value_counts()) == [1]*len(todo), log.read_text()
+    assert not (out/"failures").exists() and not [*out.rglob(".writing-*")]
 
 
 def test_a_failed_run_is_told_and_can_be_tried_again(tmp_path, out):

@@ -16,7 +16,7 @@ import torch
 from datasets import Features, Value, concatenate_datasets, load_from_disk
 from torch.nn import functional as F
 
-from ..basics import lease, outputs_dir, throttle
+from ..basics import is_intact, lease, outputs_dir, throttle
 from ..spec import KD, portable
 from ..data.tasks import save_dataset, text_dataset
 from ..data.loading import describe_transfer, find_transfer
@@ -165,18 +165,17 @@ def add_teacher_logits(
 # %% ../../nbs/compress/04_distillation.ipynb #6a0d5e03
 def cached_logits(
     folder, # of the cache
-    rows, # () -> a Dataset; called if the folder is not there
-    label, # Dataset -> Dataset with a column `teacher`; called if the folder is not there
+    rows, # () -> a Dataset; called if the folder is absent or damaged
+    label, # Dataset -> Dataset with a column `teacher`; called if the folder is absent or damaged
 ): # a Dataset; an empty one is not cached
     "Texts with teacher logits, from the cache or computed by one process while others wait"
-    is_there = lambda: (folder/"state.json").is_file()
-    if not is_there():
+    if not is_intact(folder):
         with lease(folder):
-            if not is_there():
+            if not is_intact(folder):
                 data = rows()
                 if not len(data):
                     return data
-                shutil.rmtree(folder, ignore_errors=True) # an incomplete copy
+                shutil.rmtree(folder, ignore_errors=True) # incomplete, or damaged
                 save_dataset(label(data), folder)
     return load_from_disk(str(folder))
 

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['WHOLE', 'PLAIN', 'encode', 'tracking', 'arguments', 'dropout', 'used_rows', 'Affine', 'Standardize', 'standardize',
            'rate_share', 'state_tensors', 'CompressionTrainer', 'StepCallback', 'ProgressCallback', 'AverageCallback',
-           'file_sizes', 'newest_checkpoint', 'CheckpointCallback', 'fit', 'build', 'after_training', 'save_stages',
+           'newest_checkpoint', 'CheckpointCallback', 'fit', 'build', 'after_training', 'tensors_hash', 'save_stages',
            'load_stages', 'compress']
 
 # %% ../../nbs/compress/05_training.ipynb #c17764c7
-import json, math, re, shutil, tempfile, time
+import hashlib, json, math, re, shutil, tempfile, time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import integration_utils
 
-from ..basics import atomic_write, bad_value, rel_path
+from ..basics import atomic_write, bad_value, file_hashes, rel_path
 from ..spec import Recipe, info_of, method_name
 from .methods import Method, convert, prepare, total_loss
 from ..models.encoders import bf16_is_native
@@ -249,32 +249,30 @@ class AverageCallback(TrainerCallback):
                 torch._foreach_copy_([p.detach() for p in self.model.parameters()], self.mean)
 
 # %% ../../nbs/compress/05_training.ipynb #8df96124
-WHOLE = "whole.json" # the last file of a checkpoint, with the names and sizes of the others
-
-def file_sizes(folder) -> dict: # name -> bytes
-    "The files of a checkpoint"
-    return {p.name: p.stat().st_size for p in sorted(Path(folder).iterdir()) if p.name != WHOLE}
+WHOLE = "whole.json" # the last file of a checkpoint, with the checksums of the others
 
 # %% ../../nbs/compress/05_training.ipynb #a8d1ee89
 def newest_checkpoint(
     folder, # of one training
+    log=print,
 ): # (its path, the notes of `CheckpointCallback`), or (None, {})
-    "The last complete checkpoint; deletes incomplete ones"
+    "The last checkpoint that is complete and unchanged; deletes others, and says so"
     step = lambda path: int(path.name.split("-")[1])
     for path in sorted(Path(folder).glob("checkpoint-*"), key=step, reverse=True):
         try:
             notes = json.loads((path/WHOLE).read_text())
-            if notes["files"] == file_sizes(path):
+            if notes["files"] == file_hashes(path, [WHOLE]):
                 return str(path), notes
         except (OSError, ValueError, KeyError, TypeError):
             pass
+        log(f"  {path.name} is incomplete or damaged, and is deleted", flush=True)
         shutil.rmtree(path)
     return None, {}
 
 # %% ../../nbs/compress/05_training.ipynb #fed8bbce
 class CheckpointCallback(TrainerCallback):
     "Request a checkpoint every `every` seconds, and note what `Trainer` does not save"
-    def __init__(self, every, notes): self.every, self.notes = every, notes
+    def __init__(self, every, notes, guard=None): self.every, self.notes, self.guard = every, notes, guard
 
     def seconds(self): # of training, with those before the training was resumed
         return self.notes.get("seconds", 0.0) + time.perf_counter() - self.start
@@ -290,13 +288,16 @@ class CheckpointCallback(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         if time.perf_counter() - self.last >= self.every and state.global_step < state.max_steps:
+            if self.guard:
+                self.guard()
             control.should_save = True
 
     def on_save(self, args, state, control, **kwargs):
         folder = Path(args.output_dir)/f"checkpoint-{state.global_step}"
         epoch_is_over = state.epoch == int(state.epoch) # then the next epoch's order counts
         order = torch.get_rng_state() if epoch_is_over else self.order
-        notes = dict(files=file_sizes(folder), seconds=self.seconds(), order=order.numpy().tobytes().hex())
+        notes = dict(files=file_hashes(folder, [WHOLE]), seconds=self.seconds(),
+                     order=order.numpy().tobytes().hex())
         atomic_write(folder/WHOLE, lambda p: Path(p).write_text(json.dumps(notes)))
         self.last = time.perf_counter()
 
@@ -313,13 +314,14 @@ def fit(
     folder=None, # for checkpoints; a training that left some there is resumed. None keeps none
     checkpoint:float=60.0, # seconds between two checkpoints
     report_to:str="none", name:str="", # as for `tracking`
+    guard=None, # called before each checkpoint; it raises if another process has taken over `folder`
 ) -> dict: # train_seconds (with those before it was resumed), steps, examples_per_second
     "Train a model in place; FloatingPointError when the loss is no longer a number"
     with ExitStack() as stack:
         place = folder or stack.enter_context(tempfile.TemporaryDirectory())
         resumable = folder and not recipe.average # a running mean is in no checkpoint
-        newest, notes = newest_checkpoint(place) if resumable else (None, {})
-        saver = CheckpointCallback(checkpoint if resumable else math.inf, notes)
+        newest, notes = newest_checkpoint(place, log) if resumable else (None, {})
+        saver = CheckpointCallback(checkpoint if resumable else math.inf, notes, guard)
         args = arguments(place, seed, epochs, batch_size, lr, recipe, report_to, name)
         stack.enter_context(dropout(model, recipe.dropout))
         if recipe.used_rows:
@@ -368,29 +370,49 @@ def after_training(
     return methods
 
 # %% ../../nbs/compress/05_training.ipynb #bb761f33
+def tensors_hash(tensors:dict) -> str: # SHA-256, hexadecimal
+    "The checksum of named tensors"
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
 def save_stages(
     model, totals:list, # of `fit`, one for each finished stage
     path, # of a safetensors file
 ):
     "Save a model with its methods, between two stages"
-    metadata = dict(totals=json.dumps(totals))
-    atomic_write(path, lambda p: save_file(state_tensors(model), p, metadata=metadata))
+    tensors = state_tensors(model)
+    metadata = dict(totals=json.dumps(totals), checksum=tensors_hash(tensors))
+    atomic_write(path, lambda p: save_file(tensors, p, metadata=metadata))
 
 # %% ../../nbs/compress/05_training.ipynb #7a405a7d
 def load_stages(
     model, # as it was before the first stage
     stages:tuple, # as in `compress`
     path, # a file of `save_stages`; None or a missing file means that no stage is finished
+    log=print,
 ): # (methods, prepared on the model, and totals), two empty lists if no stage is finished
-    "Restore a model as its last finished stage left it; ValueError if the file is another model's"
+    """Restore a model as its last finished stage left it; ValueError if the file is another model's
+
+    A damaged file is deleted, and no stage is finished."""
     if path is None or not Path(path).is_file():
         return [], []
     try:
         with safe_open(path, "pt") as f:
-            totals, tensors = json.loads(f.metadata()["totals"]), {k: f.get_tensor(k) for k in f.keys()}
+            metadata, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
+        totals, intact = json.loads(metadata["totals"]), metadata["checksum"] == tensors_hash(tensors)
+    except (SafetensorError, ValueError, KeyError, TypeError, OSError):
+        intact = False
+    if not intact:
+        log(f"  {rel_path(path)} is damaged and is deleted; the run begins with its first stage", flush=True)
+        Path(path).unlink()
+        return [], []
+    try:
         methods = prepare(model, [m for stage in stages[:len(totals)] for m in build(stage)])
         model.load_state_dict(tensors)
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as e:
+    except (ValueError, KeyError, TypeError, RuntimeError) as e:
         raise ValueError(f"{rel_path(path)} is not from a stage of this run ({str(e)[:80]}); delete it to "
                          "start the run from the beginning") from None
     return methods, totals
@@ -402,12 +424,12 @@ def compress(
     folder=None, # for checkpoints and finished stages; an interrupted call is resumed. None keeps none
     recipe:Recipe=PLAIN, log=print, # as for `fit`, as is all that follows; each stage has these epochs
     seed:int=0, epochs:float=3.0, batch_size:int=32, lr:float=1e-4,
-    checkpoint:float=60.0, report_to:str="none", name:str="",
+    checkpoint:float=60.0, report_to:str="none", name:str="", guard=None,
 ) -> dict: # the sums of what `fit` returns
     "Train through every stage, quantize after training if asked, and convert; changes the model in place"
     finished = folder and Path(folder)/"stages.safetensors"
     always = prepare(model, standardize(model, data, recipe))
-    prepared, totals = load_stages(model, stages, finished)
+    prepared, totals = load_stages(model, stages, finished, log)
     for i, stage in [*enumerate(stages or ((),))][len(totals):]: # without methods there is one stage
         checkpoints = folder and Path(folder)/f"stage-{i + 1}"
         if len(stages) > 1:
@@ -417,7 +439,7 @@ def compress(
         if methods or i == 0:
             totals.append(fit(model, tokenizer, data, [*methods, *always], seed=seed, epochs=epochs,
                               batch_size=batch_size, lr=lr, recipe=recipe, log=log, folder=checkpoints,
-                              checkpoint=checkpoint, report_to=report_to, name=name))
+                              checkpoint=checkpoint, report_to=report_to, name=name, guard=guard))
         prepared += after_training(model, tokenizer, data, stage)
         if folder and i + 1 < len(stages):
             save_stages(model, totals, finished)

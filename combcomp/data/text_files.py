@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..basics import atomic_write, bad_value, outputs_dir, rel_path, root
+from ..basics import atomic_write, bad_value, is_intact, outputs_dir, rel_path, root
 from ..spec import file_task, OPTIONS, parse_file_task, portable, Task
 from .tasks import save_dataset, text_counts, text_dataset
 
@@ -526,11 +526,11 @@ def load_file_task(
         files = current_files(name)
         data = file_dataset(*read_splits(name, *files[:2]), read_transfer(name, *files))
     except FileNotFoundError:
-        if not (copy/"done").is_file():
+        if not is_intact(copy):
             raise
         from datasets import load_from_disk
         return load_from_disk(str(copy))
-    if not (copy/"done").is_file():
+    if not is_intact(copy):
         save_dataset(data, copy)
     return data
 

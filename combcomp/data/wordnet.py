@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
 
-from ..basics import atomic_folder, lease, outputs_dir, rel_path
+from ..basics import atomic_folder, is_intact, lease, outputs_dir, rel_path
 from ..spec import Task, TASKS
 from .tasks import save_dataset, text_dataset, unseen_rows
 
@@ -36,7 +36,7 @@ def wordnet_copy(
     def copy(target):
         for f in sorted(source.iterdir()):
             (target/f.name).write_bytes(f.read_bytes().replace(b"\r", b""))
-    if not (folder/"done").exists():
+    if not is_intact(folder):
         if not source.is_dir():
             raise ImportError("WordNet 3.0 is not installed; pip install 'combcomp[demo]', "
                               'or nltk.download("wordnet")')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BASE_FACTS', 'MEASURES', 'Context', 'model_file', 'unfinished', 'has_model', 'label', 'Teacher', 'find_teacher',
            'load_teacher', 'named_teacher', 'Prepared', 'training_set', 'prepare', 'prepare_ptq', 'Trained',
-           'tensorboard_folder', 'train', 'Scores', 'evaluate', 'Superseded', 'store', 'claimed', 'make',
+           'tensorboard_folder', 'train', 'Scores', 'evaluate', 'Superseded', 'Claim', 'store', 'claimed', 'make',
            'make_prerequisites', 'hush', 'hushed', 'check_measures', 'measure_speed', 'measured', 'run_in', 'run']
 
 # %% ../../nbs/study/03_runner.ipynb #967eb09f
@@ -18,7 +18,10 @@ from typing import Any, Callable
 
 from filelock import Timeout
 
-from ..basics import LEASE, atomic_write, bad_value, environment, lease, outputs_dir, rel_path
+from combcomp.basics import (
+    LEASE, StagedFiles, bad_value, environment, is_held, lease, outputs_dir, publishing, rel_path,
+    remove_leftovers,
+)
 from combcomp.spec import (
     KD, Run, learning_rate, portable, recipe_epochs, recipe_of, resolve_task, task_title,
     teacher_run,
@@ -33,7 +36,7 @@ from ..ship.packed_file import other_sizes, pack, unpack
 from ..ship.model_size import sizes_of
 from ..ship.runtimes import FILES, ParityError, export, onnx_sizes
 from ..ship.latency import bench
-from .store import failure_file, read_row, save_predictions, save_row, writable
+from .store import failure_file, intact_row, read_row, row_file, save_predictions, save_row, writable
 from .schedule import prerequisites, ptq_base
 
 # %% ../../nbs/study/03_runner.ipynb #4400852e
@@ -87,7 +90,8 @@ def unfinished(run:Run, outputs=None) -> Path: # outputs/cache/unfinished/<id>
 
 def has_model(run:Run, outputs=None) -> bool:
     "True if both the row and the model of a run are there, so that other runs can start from it"
-    return read_row(run.id, outputs) is not None and model_file(run, outputs).is_file()
+    quiet = lambda *text, **kwargs: None
+    return intact_row(run.id, outputs, quiet) is not None and model_file(run, outputs).is_file()
 
 def label(run:Run) -> str: # family, size, task, methods, seed
     "A run in a few words"
@@ -220,7 +224,10 @@ def tensorboard_folder(path):
         else:
             os.environ["TENSORBOARD_LOGGING_DIR"] = before
 
-def train(prepared:Prepared, ctx:Context) -> Trained:
+def train(
+    prepared:Prepared, ctx:Context,
+    guard=None, # as for `fit`
+) -> Trained:
     "Train through all stages and convert, or calibrate and convert for a run with ptq"
     run, model, tokenizer = prepared.run, prepared.model, prepared.tokenizer
     if ptq_base(run):
@@ -236,7 +243,8 @@ def train(prepared:Prepared, ctx:Context) -> Trained:
         stats = compress(model, tokenizer, prepared.train, run.combination.stages,
                          unfinished(run, ctx.outputs), log=ctx.log, seed=run.seed, epochs=epochs,
                          batch_size=run.batch_size, lr=rate,
-                         recipe=recipe, name=name, checkpoint=ctx.checkpoint, report_to=ctx.report_to)
+                         recipe=recipe, name=name, checkpoint=ctx.checkpoint, report_to=ctx.report_to,
+                         guard=guard)
     facts = dict(learning_rate=rate, epochs_trained=epochs) | prepared.facts | stats
     return Trained(run, prepared.task, prepared.data, tokenizer, model, facts)
 
@@ -271,13 +279,40 @@ def evaluate(
 class Superseded(RuntimeError):
     "This process lost its lease on a run, and another one has taken the run over"
 
+class Claim:
+    "The right of this process to publish a run"
+    def __init__(
+        self, run:Run, outputs, # folder
+        holder, # the lease, which this process holds
+    ):
+        self.run, self.holder, self.path = run, holder, row_file(run.id, outputs)
+        self.published = self.row_state()
+
+    def row_state(self): # None if there is no row
+        "What tells one version of the row's file from another"
+        try:
+            stat = self.path.stat()
+        except FileNotFoundError:
+            return None
+        return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+    def is_valid(self) -> bool:
+        "Whether the lease is still held, and nobody else has published a row since it was taken"
+        return is_held(self.holder) and self.row_state() == self.published
+
+    def check(self):
+        "`Superseded` if another process has taken over the run"
+        if not self.is_valid():
+            raise Superseded(f"{label(self.run)}: this process was silent for more than {LEASE:.0f} s, and "
+                             "another one has taken over the run; nothing is written here")
+
 def store(
     trained:Trained, scores:Scores, ctx:Context,
     seconds:float, # of the whole run
     started:str, # when it began, ISO 8601
-    holder=None, # the lease under which the run was made
+    claim:Claim|None=None, # None where no other process can make the run
 ) -> dict: # the row
-    "Write model, predictions and row; `Superseded`, and nothing written, if the lease was lost"
+    "Write model, predictions and row; `Superseded`, and nothing written, if the claim was lost"
     run, model, out = trained.run, trained.model, ctx.outputs
     model.cpu()
     model.config.combcomp = dict(run=run.id, methods=run.methods, task=portable(run.task))
@@ -285,17 +320,19 @@ def store(
     def write(path):
         pack(model, path, tokenizer="" if Path(place).is_dir() else place)
         sizes.update(sizes_of(model, path))
-        if holder is not None and holder.compromise:
-            raise Superseded(f"{label(run)}: this process was silent for more than {LEASE:.0f} s; another "
-                             "one has taken over the run, and nothing is written")
-    atomic_write(model_file(run, out), write)
-    row = dict(asdict(run), id=run.id, **scores.values, majority=scores.majority,
-               eval_examples=len(scores.labels), **sizes, **trained.facts, started=started, seconds=seconds,
-               **environment())
-    save_predictions(run.id, scores.logits, scores.labels, out)
-    save_row(row, out)
-    shutil.rmtree(unfinished(run, out), ignore_errors=True)
-    failure_file(run.id, out).unlink(missing_ok=True)
+    with StagedFiles() as files: # the row comes last: where it is, the others are
+        files.add(model_file(run, out), write)
+        row = dict(asdict(run), id=run.id, **scores.values, majority=scores.majority,
+                   eval_examples=len(scores.labels), **sizes, **trained.facts, started=started,
+                   seconds=seconds, **environment())
+        save_predictions(run.id, scores.logits, scores.labels, out, files.add)
+        save_row(row, out, files.add)
+        with publishing(out):
+            if claim:
+                claim.check()
+            files.publish()
+            shutil.rmtree(unfinished(run, out), ignore_errors=True)
+            failure_file(run.id, out).unlink(missing_ok=True)
     ctx.log(f"  score {row['score']:.1f} ({row['metric']}), {row['mb_file']:.2f} MB, "
             f"{row['train_seconds']:.0f} s of training", flush=True)
     return row
@@ -306,7 +343,7 @@ def claimed(
     run:Run, outputs=None,
     wait:bool=True, # for a process that makes the run already; else give up
     log=print,
-): # yields the lease, or None if another process holds it
+): # yields a `Claim`, or None if another process has one
     "Hold the lease of a run inside a block"
     holder = lease(outputs_dir(outputs)/"leases"/run.id)
     try:
@@ -318,19 +355,19 @@ def claimed(
         log(f"{label(run)} is being made by another process; waiting for it", flush=True)
         holder.acquire()
     try:
-        yield holder
+        yield Claim(run, outputs, holder)
     finally:
         holder.release()
 
-def make(run:Run, ctx:Context, holder) -> dict: # the row
-    "The four steps of a run whose lease this process holds"
+def make(run:Run, ctx:Context, claim:Claim) -> dict: # the row
+    "The four steps of a run that this process has claimed"
     started, begin = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.perf_counter()
-    trained = train(prepare(run, ctx), ctx)
+    trained = train(prepare(run, ctx), ctx, claim.check)
     scores = evaluate(trained.model, trained.tokenizer, trained.data, run, ctx.cache)
     seconds = time.perf_counter() - begin
     if not ptq_base(run):
         seconds = max(seconds, trained.facts["train_seconds"]) # a resumed run counts all of its training
-    return store(trained, scores, ctx, seconds, started, holder)
+    return store(trained, scores, ctx, seconds, started, claim)
 
 def make_prerequisites(run:Run, ctx:Context):
     "Make the runs whose models this one starts from or learns from"
@@ -340,9 +377,9 @@ def make_prerequisites(run:Run, ctx:Context):
         role = "the model to quantize" if ptq_base(run) else "the teacher"
         ctx.log(f"{label(needed)} is made first: it is {role}", flush=True)
         make_prerequisites(needed, ctx)
-        with claimed(needed, ctx.outputs, log=ctx.log) as holder:
+        with claimed(needed, ctx.outputs, log=ctx.log) as claim:
             if not has_model(needed, ctx.outputs):
-                make(needed, ctx, holder)
+                make(needed, ctx, claim)
 
 # %% ../../nbs/study/03_runner.ipynb #0b455bd0
 def hush():
@@ -426,15 +463,15 @@ def run_in(
 ) -> dict: # the row
     "`run` in a given context, so that consecutive runs share what is in memory"
     run = resolve_task(run)
-    if force or read_row(run.id, ctx.outputs) is None:
+    if force or intact_row(run.id, ctx.outputs, ctx.log) is None:
         make_prerequisites(run, ctx)
-    with claimed(run, ctx.outputs, log=ctx.log) as holder:
-        row = None if force else read_row(run.id, ctx.outputs)
+    with claimed(run, ctx.outputs, log=ctx.log) as claim:
+        row = None if force else intact_row(run.id, ctx.outputs, lambda *text, **kwargs: None)
         if row:
             ctx.log(f"{label(run)} is done ({run.id}, score {row['score']:.1f}); force=True runs it again",
                     flush=True)
         else:
-            make(run, ctx, holder)
+            make(run, ctx, claim)
         return measured(run, measure, ctx)
 
 def run(
@@ -450,5 +487,6 @@ def run(
     check_measures(measure)
     tracking(report_to)
     ctx = Context(writable(outputs_dir(outputs)), log, checkpoint, report_to)
+    remove_leftovers(ctx.outputs)
     with hushed():
         return run_in(cfg, ctx, force, measure)

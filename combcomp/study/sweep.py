@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass
 from tqdm import tqdm
 
 from combcomp.basics import (
-    LEASE, bad_value, check_number, import_object, outputs_dir, rel_path, throttle,
+    LEASE, bad_value, check_number, import_object, outputs_dir, rel_path, remove_leftovers, throttle,
 )
 from ..spec import Run, describe_registry, resolve_task, restore_registry
 from ..compress.training import tracking
 from combcomp.study.store import (
-    failure_file, load_results, read_failure, read_row, save_failure, writable,
+    failure_file, intact_row, load_results, read_failure, save_failure, writable,
 )
 from .schedule import duration, estimate, ordered, prerequisites, remaining
 from combcomp.study.runner import (
@@ -32,13 +32,15 @@ class Sweep:
     def __init__(
         self, todo, # of `Run`
         outputs=None, # folder
+        log=lambda *text, **kwargs: None, # receives a line for each damaged row
     ):
-        self.todo, self.outputs = [*todo], outputs_dir(outputs)
+        self.todo, self.outputs, self.log = [*todo], outputs_dir(outputs), log
         self.needs = {run: prerequisites(run) for run in self.todo}
         for run in [n for needed in self.needs.values() for n in needed]:
             self.needs.setdefault(run, prerequisites(run))
         self.ids = {run: run.id for run in self.needs}
         self.rows, self.costs = {}, {} # id -> row; run -> estimated seconds
+        self.damaged = set() # ids of rows that cannot be used; their runs are made again
         self.estimated_from = 0 # rows that were done at the last estimate
         self.refresh()
         self.begun, self.already = time.time(), {*self.rows} # ids that were done at the beginning
@@ -49,8 +51,12 @@ class Sweep:
         found, wanted = listed("runs", ".json"), {*self.ids.values()}
         self.rows = {id: row for id, row in self.rows.items() if id in found}
         for id in (found & wanted) - {*self.rows}:
-            if row := read_row(id, self.outputs): # another process may remove it meanwhile
+            quiet = lambda *text, **kwargs: None
+            row = intact_row(id, self.outputs, quiet if id in self.damaged else self.log)
+            if row: # None also if another process removed it meanwhile
                 self.rows[id] = row
+            else:
+                self.damaged.add(id)
         self.failed = listed("failures", ".json") & wanted
         self.leases = {p.name.removesuffix(".lease"): p.stat().st_mtime for p in self.scan("leases")}
         return self
@@ -110,14 +116,17 @@ def try_run(
     "Make a run unless another process does; if it fails, record how"
     run = resolve_task(run)
     writable(ctx.outputs)
-    with claimed(run, ctx.outputs, wait=False) as holder:
-        if holder is None:
+    with claimed(run, ctx.outputs, wait=False) as claim:
+        if claim is None:
             return "held"
         try:
             run_in(run, ctx, measure=measure)
-        except Superseded:
+        except Superseded as e:
+            ctx.log(str(e), flush=True)
             return "held"
         except Exception as e:
+            if not claim.is_valid(): # the process that took the run over decides
+                return "held"
             save_failure(run, e, ctx.outputs)
             ctx.log(f"{label(run)} failed: {type(e).__name__}: {e}", flush=True)
             release_memory()
@@ -376,7 +385,8 @@ def grid(
     if retry_failed and not dry_run:
         for run in every:
             failure_file(run.id, out).unlink(missing_ok=True)
-    sweep = Sweep(every, out)
+    remove_leftovers(out)
+    sweep = Sweep(every, out, log)
     log(forecast(sweep), flush=True)
     if sweep.pending() and not dry_run:
         ctx = Context(writable(out), log, checkpoint, report_to)
