@@ -17,10 +17,10 @@ from filelock import FileLock, SoftFileLease, Timeout
 
 # %% auto #0
 __all__ = ['HIDDEN', 'LEASE', 'bad_value', 'check_number', 'check_fields', 'root', 'outputs_dir', 'rel_path', 'results_folder',
-           'StagedFiles', 'atomic_write', 'file_hash', 'file_hashes', 'atomic_folder', 'is_intact', 'lease', 'is_held',
-           'publishing', 'remove_leftovers', 'split_list', 'throttle', 'parameters', 'quoted', 'import_object',
-           'import_path', 'online', 'missing_download', 'hub', 'device_name', 'installed_version', 'current_commit',
-           'environment']
+           'StagedFiles', 'atomic_write', 'file_hash', 'file_hashes', 'check_size', 'read_json', 'atomic_folder',
+           'is_intact', 'lease', 'is_held', 'publishing', 'remove_leftovers', 'split_list', 'throttle', 'parameters',
+           'quoted', 'import_object', 'import_path', 'online', 'missing_download', 'hub', 'device_name',
+           'installed_version', 'current_commit', 'environment']
 
 # %% ../nbs/basics.ipynb #29d50fad
 if os.environ.get("IN_TEST"):
@@ -156,6 +156,28 @@ def file_hashes(
     files = (p for p in sorted(folder.rglob("*")) if p.is_file())
     names = {p.relative_to(folder).as_posix(): p for p in files}
     return {name: file_hash(p) for name, p in names.items() if name not in leave_out}
+
+# %% ../nbs/basics.ipynb #2f000003
+def check_size(
+    path, # of a file from elsewhere
+    megabytes:float, # at most
+): # nothing; ValueError for a larger file
+    "Refuse a file that is too large before it is read into memory"
+    size = Path(path).stat().st_size/1e6
+    if size > megabytes:
+        raise ValueError(f"{rel_path(path)} has {size:,.0f} MB; such a file has at most {megabytes:g}, and it "
+                         "is not read")
+
+def read_json(
+    path, # of a file from elsewhere
+    megabytes:float=4, # at most
+): # what JSON holds
+    "A JSON file; ValueError if it is too large, too deep, or not JSON"
+    check_size(path, megabytes)
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{rel_path(path)} is not valid JSON ({type(e).__name__}: {e})") from None
 
 # %% ../nbs/basics.ipynb #f01de400
 def atomic_folder(

@@ -1,5 +1,5 @@
 "Every subset on both runtimes: the predictions of the converted model, integers inside, any shape, and errors that say what is wrong"
-import json
+import json, os, shutil
 
 import numpy as np, pytest, torch, transformers
 
@@ -15,7 +15,8 @@ from combcomp.compress.training import compress, encode
 
 onnx, ort, ov = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime"), pytest.importorskip("openvino")
 from combcomp.ship import runtimes
-from combcomp.ship.runtimes import FILES, ParityError, load_about, onnx_model
+from combcomp.basics import file_hashes
+from combcomp.ship.runtimes import FILES, ParityError, VERSION, load_about, onnx_model, write_about
 
 transformers.logging.set_verbosity_error(); transformers.logging.disable_progress_bar()
 QUIET = lambda *a, **k: None
@@ -171,8 +172,58 @@ def test_arguments(trained, tok, tmp_path):
 @pytest.mark.parametrize("change, message", [(dict(runtime="../x"), "runtime"), (dict(labels="ab"), "labels"), (dict(labels=[1]), "labels"), (dict(max_length=0), "max_length"),
                                              (dict(pad=-1), "pad"), (dict(precision="int1"), "precision"), (dict(format="other"), "not written by export")])
 def test_a_changed_json_file(change, message, trained, tok, tmp_path):
-    (tmp_path/"export.json").write_text(json.dumps(dict(format="combcomp-export", runtime="onnx", labels=["a"], max_length=9, pad=0, precision="f32") | change))
+    files = {"model.onnx": "", "tokenizer.json": ""}
+    write_about(dict(format="combcomp-export", version=VERSION, runtime="onnx", labels=["a"], max_length=9, pad=0, vocab_size=9, precision="f32", files=files) | change, tmp_path)
     with pytest.raises(ValueError, match=message): load_exported(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def exports(trained, tok, tmp_path_factory):
+    "An exported folder for each runtime"
+    model, folder = trained("")[0], tmp_path_factory.mktemp("exports")
+    for runtime in RUNTIMES: export(model, folder/runtime, runtime, tokenizer=tok, data=False)
+    return folder
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_changed_byte_in_any_file_is_noticed_when_it_is_loaded(runtime, exports, tmp_path):
+    for file in sorted((exports/runtime).iterdir()):
+        folder = tmp_path/file.name
+        shutil.copytree(exports/runtime, folder)
+        data = bytearray(file.read_bytes()); data[len(data)//2] ^= 1; (folder/file.name).write_bytes(data)
+        with pytest.raises(ValueError, match="was edited or damaged|is not valid JSON|was not written by export"): load_exported(folder)
+        (folder/file.name).unlink()
+        with pytest.raises((ValueError, FileNotFoundError), match="has no "): load_exported(folder)
+
+
+def sealed(folder, **change):
+    "Checksums made anew, as one would who means harm"
+    about = {k: v for k, v in json.loads((folder/"export.json").read_text()).items() if k != "check"}
+    write_about(about | dict(files=file_hashes(folder, ["export.json"])) | change, folder)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_hostile_exports_are_refused_when_they_are_loaded(runtime, exports, tmp_path):
+    def refused(message, harm, **change):
+        folder = tmp_path/str(len([*tmp_path.iterdir()]))
+        shutil.copytree(exports/runtime, folder)
+        harm(folder); sealed(folder, **change) if change is not None else None
+        with pytest.raises(ValueError, match=message): load_exported(folder)
+    nothing = lambda folder: None
+    tokenizer = json.loads((exports/runtime/"tokenizer.json").read_text())
+    def more_tokens(folder):
+        vocab = tokenizer["model"]["vocab"]
+        (folder/"tokenizer.json").write_text(json.dumps(tokenizer | dict(model=tokenizer["model"] | dict(vocab=vocab | {f"new{i}": len(vocab) + i for i in range(9)}))))
+    refused("is not a tokenizer", lambda folder: (folder/"tokenizer.json").write_text("{}"))
+    refused("where its labels need", nothing, labels=["a", "b", "c"])
+    refused("has token ids up to", more_tokens)
+    refused("names without folders", nothing, files={"model.onnx": "", "model.xml": "", "model.bin": "", "tokenizer.json": "", "../x": ""})
+    folder = tmp_path/"large"
+    shutil.copytree(exports/runtime, folder)
+    os.truncate(folder/"tokenizer.json", 2*10**9)
+    with pytest.raises(ValueError, match="2,000 MB; such a file has at most 64"): load_exported(folder)
+    (folder/"export.json").write_text("["*10**6)
+    with pytest.raises(ValueError, match="RecursionError"): load_exported(folder)
 
 
 def test_reading_needs_no_torch(trained, tok, tmp_path, run_py):

@@ -10,24 +10,25 @@ from pathlib import Path
 
 import numpy as np
 
-from ..basics import hub, online, outputs_dir, bad_value, rel_path
+from ..basics import bad_value, check_size, hub, online, outputs_dir, read_json, rel_path
 from ..spec import FAMILIES, portable, Run
 from ..models.encoders import from_hub, load_tokenizer, predict
 from ..ship.packed_file import check_plain, inspect, pack, unpack
-from ..ship.runtimes import replace_folder, check_texts, Exported
+from ..ship.runtimes import Exported, TOKENIZER_MB, check_texts, replace_folder
 from ..study.store import read_row, row_file
 from ..study.runner import label
 from .model_card import one_line, public_row, rename_model, card, HUB_NAME
 
 # %% auto #0
-__all__ = ['MODEL', 'FILES', 'check_target', 'finished_run', 'copy_model', 'check_tokenizer', 'save_pretrained', 'read_json',
-           'check_config', 'find_row', 'read_tokenizer', 'find_tokenizer', 'Loaded', 'hub_errors', 'load',
-           'stage_upload', 'push_to_hub']
+__all__ = ['MODEL', 'TOKENIZER_FILES', 'FILES', 'check_target', 'finished_run', 'copy_model', 'check_tokenizer',
+           'save_pretrained', 'read_object', 'check_config', 'find_row', 'read_tokenizer', 'find_tokenizer', 'Loaded',
+           'hub_errors', 'load', 'stage_upload', 'push_to_hub']
 
 # %% ../../nbs/share/02_hub.ipynb #3ac5e647
 MODEL = "model.safetensors"
-FILES = (MODEL, "config.json", "row.json", "README.md", "tokenizer.json", "tokenizer_config.json",
-         "special_tokens_map.json", "added_tokens.json", "vocab.txt")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+                   "vocab.txt")
+FILES = (MODEL, "config.json", "row.json", "README.md", *TOKENIZER_FILES)
 
 def check_target(
     folder, # where a model is to be saved
@@ -127,13 +128,13 @@ def save_pretrained(
     return folder
 
 # %% ../../nbs/share/02_hub.ipynb #050728c4
-def read_json(path:Path) -> dict|None:
+def read_object(path:Path) -> dict|None:
     "The JSON object in a file; None if there is no file, None and a warning if it holds anything else"
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError):
+        found = read_json(path)
+    except (ValueError, OSError):
         found = None
     if isinstance(found, dict):
         return found
@@ -141,7 +142,7 @@ def read_json(path:Path) -> dict|None:
 
 def check_config(model, folder:Path):
     "Warn if the `config.json` of a folder describes another model"
-    given, known = read_json(folder/"config.json") or {}, check_plain(model, "load")
+    given, known = read_object(folder/"config.json") or {}, check_plain(model, "load")
     if any(given[k] != known[k] for k in given.keys() & known.keys()):
         warnings.warn(f"config.json in {rel_path(folder)} contradicts the header of {MODEL}; it is ignored")
 
@@ -152,7 +153,7 @@ def find_row(
     "The row of a model, from `row.json` next to its file or from where `run` keeps rows; None without one"
     run = getattr(model.config, "combcomp", {}).get("run")
     for path in (file.parent/"row.json", file.parent.parent/"runs"/f"{file.stem}.json"):
-        row = read_json(path)
+        row = read_object(path)
         if row and row.get("id") == run:
             return row
         if row:
@@ -165,6 +166,9 @@ def read_tokenizer(folder:Path, config):
     if not (folder/"tokenizer.json").is_file():
         raise FileNotFoundError(f"load: {rel_path(folder)} holds no tokenizer.json; save or download the "
                                 "folder again")
+    for name in TOKENIZER_FILES:
+        if (folder/name).is_file():
+            check_size(folder/name, TOKENIZER_MB)
     try:
         return AutoTokenizer.from_pretrained(str(folder), config=config, trust_remote_code=False)
     except Exception as e: # transformers raises many kinds
@@ -241,6 +245,9 @@ def hub_errors(
         raise OSError(f"{what}: the hub answers {code}. There is no such model or revision, or you have no "
                       "access to it: check the name, and log in with `hf auth login` or set HF_TOKEN to a "
                       "token with access") from e
+    except json.JSONDecodeError as e:
+        raise ConnectionError(f"{what}: what answers is not the hub, or a proxy answers instead of it (no "
+                              "JSON came back); check HF_ENDPOINT and the proxy settings") from e
     except (OSError, http_error) as e:
         raise ConnectionError(f"{what}: the connection to the hub failed ({one_line(e, 200)}); try again, "
                               "complete files are kept") from e

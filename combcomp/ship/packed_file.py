@@ -4,7 +4,7 @@
 
 # %% ../../nbs/ship/02_packed_file.ipynb #1dc4af0b
 from __future__ import annotations
-import json, os, uuid, zlib
+import json, math, os, uuid, zlib
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -20,10 +20,10 @@ from ..compress.quantization import QLinear
 from .codec import check_array, restore, smallest, streams
 
 # %% auto #0
-__all__ = ['FIELDS', 'CHOICES', 'OPTIONAL', 'FORMAT', 'VERSION', 'WIDEST', 'WIDTHS', 'check_config', 'skeleton', 'Marks',
-           'marks_of', 'integers', 'checksum', 'tensor_record', 'check_plain', 'check_grid', 'write_bytes',
-           'canonical_json', 'write_header', 'read_header', 'array_names', 'CorruptFile', 'Packed', 'open_packed',
-           'inspect', 'pack', 'plain_arrays', 'entropy_bytes', 'other_sizes', 'read_tensor', 'unpack']
+__all__ = ['FIELDS', 'CHOICES', 'OPTIONAL', 'FORMAT', 'VERSION', 'WIDEST', 'MAX_BYTES', 'WIDTHS', 'check_config', 'skeleton',
+           'Marks', 'marks_of', 'integers', 'checksum', 'tensor_record', 'check_plain', 'check_grid', 'write_bytes',
+           'canonical_json', 'write_header', 'read_header', 'array_names', 'CorruptFile', 'TooLarge', 'Packed',
+           'open_packed', 'inspect', 'pack', 'plain_arrays', 'entropy_bytes', 'other_sizes', 'read_tensor', 'unpack']
 
 # %% ../../nbs/ship/02_packed_file.ipynb #fb8452e5
 FIELDS = dict(
@@ -224,9 +224,13 @@ def array_names(
 
 # %% ../../nbs/ship/02_packed_file.ipynb #7078d934
 WIDEST = 1000   # weights per byte of a file, at most; 99.9% zeros in int8 reach about 430
+MAX_BYTES = 1_500_000_000   # of weights in memory, unless more is allowed; BERT-LARGE has 1.34e9
 
 class CorruptFile(ValueError):
     "A file that `pack` did not write, or that was damaged since"
+
+class TooLarge(ValueError):
+    "A file that holds more weights than may be read into memory"
 
 class Packed(NamedTuple):
     "An open packed file whose header is checked"
@@ -236,8 +240,11 @@ class Packed(NamedTuple):
     arrays: dict # from `array_names`
 
 @contextmanager
-def open_packed(path): # a `Packed`, for `with`
-    "Open and check a packed file; errors in the block become `CorruptFile`"
+def open_packed(
+    path,
+    max_bytes:float=math.inf, # of its weights in memory, as float32
+): # a `Packed`, for `with`
+    "Open and check a packed file; `TooLarge`, or `CorruptFile` for all other errors, also of the block"
     try:
         size = os.stat(path).st_size
         with safe_open(path, framework="numpy") as f:
@@ -247,9 +254,16 @@ def open_packed(path): # a `Packed`, for `with`
             arrays = array_names(header["tensors"], shapes)
             if {a for names in arrays.values() for a in names.values()} != set(f.keys()):
                 raise ValueError("the arrays are not those of the header")
-            if sum(map(np.prod, shapes.values())) > WIDEST * size:
+            weights = sum(map(math.prod, shapes.values()))
+            if weights > WIDEST*size:
                 raise ValueError(f"claims more weights than {size} bytes can hold")
+            if 4*weights > max_bytes:
+                raise TooLarge(f"{rel_path(path)}: its {weights:,} weights take {4*weights/1e9:.2f} GB in "
+                               f"memory, and at most {max_bytes/1e9:.2f} GB are allowed; if you trust the "
+                               f"file, allow more with unpack(..., max_bytes={4*weights})")
             yield Packed(f, header, model, arrays)
+    except TooLarge:
+        raise
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError,
             RecursionError) as e:
         text = str(e) if type(e) in (ValueError, SafetensorError) else repr(e)
@@ -336,6 +350,8 @@ def read_tensor(
         raise ValueError(f"{name} does not match its checksum")
     if scale is None:
         return torch.from_numpy(v), None
+    if not (np.isfinite(scale) & (scale >= 0)).all():
+        raise ValueError(f"{name} has scales that are negative or not finite")
     if max(-int(v.min()), int(v.max())) >= 2**(bits - 1):
         raise ValueError(f"{name} has integers of more than {bits} bits")
     return torch.from_numpy(v.astype(np.float32)*scale[:, None]), torch.from_numpy(scale)
@@ -343,9 +359,10 @@ def read_tensor(
 # %% ../../nbs/ship/02_packed_file.ipynb #0f0a101f
 def unpack(
     path, # a file that `pack` wrote
+    max_bytes:float=MAX_BYTES, # of the weights in memory; `TooLarge` for more
 ) -> BertForSequenceClassification: # on the CPU, in eval mode
     "Read a model back, bit for bit; CorruptFile if anything about the file is wrong"
-    with open_packed(path) as packed:
+    with open_packed(path, max_bytes) as packed:
         model, records = packed.model, packed.header["tensors"]
         tensors = {name: read_tensor(packed, name) for name in records}
         model.load_state_dict({name: weight for name, (weight, _) in tensors.items()}, assign=True)

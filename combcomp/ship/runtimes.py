@@ -4,26 +4,26 @@
 
 # %% ../../nbs/ship/04_runtimes.ipynb #0b818c45
 from __future__ import annotations
-import json, os, shutil, uuid
+import hashlib, json, os, shutil, uuid
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 from scipy.special import softmax
 
-from ..basics import check_number, bad_value, rel_path
+from ..basics import bad_value, check_number, check_size, file_hash, file_hashes, read_json, rel_path
 from ..spec import portable
 from ..models.encoders import by_length
 from ..data.tasks import metrics, score, task_of
 from ..data.loading import load_task
 
 # %% auto #0
-__all__ = ['INPUTS', 'FAST', 'FILES', 'PRECISIONS', 'ABOUT', 'FORMAT', 'require', 'Graph', 'runs_in_int8', 'as_array',
-           'stored_weight', 'linear', 'lookup', 'layer_norm', 'embeddings', 'attention', 'activation',
-           'transformer_layer', 'onnx_model', 'proto_sizes', 'onnx_sizes', 'instructions', 'onnx_session',
-           'openvino_has_bf16', 'openvino_session', 'write_model', 'check_texts', 'pad_batch', 'Exported', 'load_about',
-           'load_exported', 'ParityError', 'parity', 'replace_folder', 'write_export', 'write_about', 'find_validation',
-           'find_tokenizer', 'export']
+__all__ = ['INPUTS', 'FAST', 'FILES', 'PRECISIONS', 'ABOUT', 'FORMAT', 'VERSION', 'TOKENIZER_MB', 'require', 'Graph',
+           'runs_in_int8', 'as_array', 'stored_weight', 'linear', 'lookup', 'layer_norm', 'embeddings', 'attention',
+           'activation', 'transformer_layer', 'onnx_model', 'proto_sizes', 'onnx_sizes', 'instructions', 'onnx_session',
+           'openvino_has_bf16', 'openvino_session', 'write_model', 'check_texts', 'pad_batch', 'Exported', 'text_hash',
+           'write_about', 'check_files', 'load_tokenizer_file', 'check_outputs', 'load_about', 'load_exported',
+           'ParityError', 'parity', 'replace_folder', 'write_export', 'find_validation', 'find_tokenizer', 'export']
 
 # %% ../../nbs/ship/04_runtimes.ipynb #d9d238e0
 def require(
@@ -287,7 +287,63 @@ class Exported:
         return f"Exported({self.about['runtime']}, {self.about['precision']}, labels={self.about['labels']})"
 
 # %% ../../nbs/ship/04_runtimes.ipynb #bda11b11
-ABOUT, FORMAT = "export.json", "combcomp-export"
+ABOUT, FORMAT, VERSION = "export.json", "combcomp-export", 2
+TOKENIZER_MB = 64 # of a file of a tokenizer, at most; XLM-RoBERTa's has 17
+
+def text_hash(about:dict) -> str: # SHA-256, hexadecimal
+    "The checksum of a description"
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+def write_about(about:dict, folder:Path):
+    "Write the JSON file of an export"
+    text = json.dumps(about | dict(check=text_hash(about)), indent=1, sort_keys=True, ensure_ascii=False)
+    (folder/ABOUT).write_text(text + "\n", encoding="utf-8")
+
+def check_files(
+    folder, # that `export` wrote
+    files:dict, # name -> checksum, from its description
+): # nothing; ValueError for a file that is missing, too large or another one
+    "Compare the files of an export with their checksums"
+    for name, expected in files.items():
+        path = Path(folder)/name
+        if not path.is_file():
+            raise ValueError(f"{rel_path(folder)} has no {name}; export the model again")
+        if name == "tokenizer.json":
+            check_size(path, TOKENIZER_MB)
+        if file_hash(path) != expected:
+            raise ValueError(f"{rel_path(path)} was edited or damaged; export the model again")
+
+def load_tokenizer_file(path:Path):
+    "The tokenizer in a `tokenizer.json`; ValueError if it is none"
+    try:
+        return require("tokenizers").Tokenizer.from_file(str(path))
+    except ImportError:
+        raise
+    except Exception as e: # the library raises bare exceptions
+        raise ValueError(f"{rel_path(path)} is not a tokenizer ({e}); export the model again") from None
+
+def check_outputs(
+    exported, # an `Exported`
+): # nothing; ValueError if its parts do not fit
+    "Run the largest token id through the model, and compare the number of outputs with the labels"
+    about, tokenizer = exported.about, exported.tokenizer
+    largest = max(tokenizer.get_vocab_size() - 1, about["pad"])
+    if largest >= about["vocab_size"]:
+        raise ValueError(f"the tokenizer has token ids up to {largest}, and the exported model has "
+                         f"embeddings for {about['vocab_size']}; export the model again")
+    shape = exported.shape or (1, 3)
+    feed = {name: np.zeros(shape, np.int64) for name in INPUTS}
+    feed["input_ids"][:, 0] = largest
+    feed["attention_mask"][:] = 1
+    try:
+        out = np.asarray(exported.session(feed))
+    except Exception as e: # of the runtime
+        raise ValueError(f"the exported model cannot read the token ids of its tokenizer ({e}); export the "
+                         "model again") from None
+    expected = (shape[0], len(about["labels"] or (0,)))
+    if out.shape != expected or not np.isfinite(out).all():
+        raise ValueError(f"the exported model gives {out.shape} numbers where its labels need {expected}, or "
+                         "numbers that are not finite; export the model again")
 
 def load_about(
     folder, # that `export` wrote
@@ -296,12 +352,14 @@ def load_about(
     path = Path(folder)/ABOUT
     if not path.is_file():
         raise FileNotFoundError(f"{rel_path(folder)} has no {ABOUT}: export did not write this folder")
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise ValueError(f"{rel_path(path)} is not valid JSON ({e}); export the model again") from None
+    about = read_json(path)
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise ValueError(f"{rel_path(path)} was not written by export; export the model again")
+    if about.get("version") != VERSION:
+        raise ValueError(f"{rel_path(path)} is of version {about.get('version')!r}, and this combcomp reads "
+                         f"{VERSION}; export the model again")
+    if about.pop("check", None) != text_hash(about):
+        raise ValueError(f"{rel_path(path)} was edited or damaged; export the model again")
     for name, allowed in (("runtime", FILES), ("precision", PRECISIONS)):
         if about.get(name) not in allowed:
             bad_value(ABOUT, name, about.get(name), allowed)
@@ -309,8 +367,16 @@ def load_about(
     named = isinstance(labels, list) and labels and all(isinstance(v, str) for v in labels)
     if labels is not None and not named:
         bad_value(ABOUT, "labels", labels, "null or a list of names")
-    bounds = dict(max_length=3, pad=0)
-    return about | {k: check_number(ABOUT, k, about.get(k), int, low, 10**6) for k, low in bounds.items()}
+    files = about.get("files")
+    needed = {FILES[about["runtime"]], "tokenizer.json"}
+    if about["runtime"] == "openvino":
+        needed.add("model.bin")
+    if not isinstance(files, dict) or not needed <= {*files}:
+        bad_value(ABOUT, "files", files, "the checksums of the model and the tokenizer")
+    if any(Path(name).name != name for name in files):
+        bad_value(ABOUT, "files", [*files], "names without folders")
+    bounds = dict(max_length=3, pad=0, vocab_size=1)
+    return about | {k: check_number(ABOUT, k, about.get(k), int, low, 10**7) for k, low in bounds.items()}
 
 # %% ../../nbs/ship/04_runtimes.ipynb #ba437c00
 def load_exported(
@@ -327,12 +393,15 @@ def load_exported(
             bad_value("load_exported", "shape", shape, "(batch, length)")
         shape = (check_number("load_exported", "batch of shape", shape[0], int, 1, 4096),
                  check_number("load_exported", "length of shape", shape[1], int, 3, about["max_length"]))
-    tokenizer = require("tokenizers").Tokenizer.from_file(str(Path(folder)/"tokenizer.json"))
+    check_files(folder, about["files"])
+    tokenizer = load_tokenizer_file(Path(folder)/"tokenizer.json")
     tokenizer.no_padding()
     tokenizer.enable_truncation(shape[1] if shape else about["max_length"])
     open_session = dict(onnx=onnx_session, openvino=openvino_session)[about["runtime"]]
     session = open_session(Path(folder)/FILES[about["runtime"]], threads, about["precision"], shape)
-    return Exported(about, session, tokenizer, shape)
+    exported = Exported(about, session, tokenizer, shape)
+    check_outputs(exported)
+    return exported
 
 # %% ../../nbs/ship/04_runtimes.ipynb #0f6c8a8a
 class ParityError(ValueError):
@@ -376,16 +445,12 @@ def write_export(folder, model, tokenizer, runtime, max_length, precision) -> di
     (folder/"tokenizer.json").write_text(text, encoding="utf-8")
     labels, made_by = model.config.id2label, getattr(model.config, "combcomp", {})
     int8 = [runs_in_int8(m) for m in linears(model).values()]
-    return dict(format=FORMAT, version=1, runtime=runtime, precision=precision, max_length=max_length,
+    return dict(format=FORMAT, version=VERSION, runtime=runtime, precision=precision, max_length=max_length,
                 labels=[labels[i] for i in range(len(labels))] if len(labels) > 1 else None,
-                pad=tokenizer.pad_token_id, **{k: made_by.get(k) for k in ("methods", "task", "run")},
+                pad=tokenizer.pad_token_id, vocab_size=model.config.vocab_size, **{k: made_by.get(k) for k in ("methods", "task", "run")},
                 int8_layers=sum(int8), float_layers=len(int8) - sum(int8), **proto_sizes(proto),
-                mb=sum(f.stat().st_size for f in folder.glob("model.*"))/1e6, parity=None)
-
-def write_about(about:dict, folder:Path):
-    "Write the JSON file of an export"
-    text = json.dumps(about, indent=1, sort_keys=True, ensure_ascii=False)
-    (folder/ABOUT).write_text(text + "\n", encoding="utf-8")
+                mb=sum(f.stat().st_size for f in folder.glob("model.*"))/1e6, parity=None,
+                files=file_hashes(folder, [ABOUT]))
 
 # %% ../../nbs/ship/04_runtimes.ipynb #a3a5065a
 def find_validation(model, task, data) -> tuple: # (Task, its validation set)
