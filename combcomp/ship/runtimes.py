@@ -447,7 +447,8 @@ def write_export(folder, model, tokenizer, runtime, max_length, precision) -> di
     int8 = [runs_in_int8(m) for m in linears(model).values()]
     return dict(format=FORMAT, version=VERSION, runtime=runtime, precision=precision, max_length=max_length,
                 labels=[labels[i] for i in range(len(labels))] if len(labels) > 1 else None,
-                pad=tokenizer.pad_token_id, vocab_size=model.config.vocab_size, **{k: made_by.get(k) for k in ("methods", "task", "run")},
+                pad=tokenizer.pad_token_id, vocab_size=model.config.vocab_size,
+                **{k: made_by.get(k) for k in ("methods", "task", "run")},
                 int8_layers=sum(int8), float_layers=len(int8) - sum(int8), **proto_sizes(proto),
                 mb=sum(f.stat().st_size for f in folder.glob("model.*"))/1e6, parity=None,
                 files=file_hashes(folder, [ABOUT]))
