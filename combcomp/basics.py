@@ -4,7 +4,7 @@
 
 # %% ../nbs/basics.ipynb #d1f19583
 from __future__ import annotations
-import difflib, hashlib, json, math, os, platform, shutil, subprocess, sys, tempfile, threading, time, uuid
+import difflib, errno, hashlib, json, math, os, platform, shutil, subprocess, sys, tempfile, threading, time, uuid
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
@@ -16,11 +16,12 @@ from pathlib import Path
 from filelock import FileLock, SoftFileLease, Timeout
 
 # %% auto #0
-__all__ = ['HIDDEN', 'LEASE', 'bad_value', 'check_number', 'check_fields', 'root', 'outputs_dir', 'rel_path', 'results_folder',
-           'StagedFiles', 'atomic_write', 'file_hash', 'file_hashes', 'check_size', 'read_json', 'atomic_folder',
-           'is_intact', 'lease', 'is_held', 'publishing', 'remove_leftovers', 'split_list', 'throttle', 'parameters',
-           'quoted', 'import_object', 'import_path', 'online', 'missing_download', 'hub', 'device_name',
-           'installed_version', 'current_commit', 'environment']
+__all__ = ['HIDDEN', 'LEASE', 'DISK_ERRORS', 'DISK_WORDS', 'bad_value', 'check_number', 'check_fields', 'root', 'outputs_dir',
+           'rel_path', 'results_folder', 'StagedFiles', 'atomic_write', 'file_hash', 'file_hashes', 'check_size',
+           'read_json', 'atomic_folder', 'is_intact', 'lease', 'is_held', 'publishing', 'DiskError', 'is_disk_error',
+           'free_space', 'remove_leftovers', 'split_list', 'throttle', 'parameters', 'quoted', 'import_object',
+           'import_path', 'online', 'missing_download', 'hub', 'device_name', 'installed_version', 'current_commit',
+           'environment']
 
 # %% ../nbs/basics.ipynb #29d50fad
 if os.environ.get("IN_TEST"):
@@ -256,6 +257,31 @@ def publishing(folder): # of outputs
         yield
     finally:
         lock.release()
+
+# %% ../nbs/basics.ipynb #2f000004
+class DiskError(OSError):
+    "A folder cannot be written: the disk or a quota is full, or the file system is read-only"
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+DISK_WORDS = ("No space left on device", "Disk quota exceeded", "Read-only file system",
+              "PytorchStreamWriter failed writing") # of libraries that raise other exceptions
+
+def is_disk_error(error:BaseException) -> bool:
+    "Whether an exception, or one that it comes from, says that a disk cannot be written"
+    while error:
+        if isinstance(error, DiskError) or isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            return True
+        if any(words in str(error) for words in DISK_WORDS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+def free_space(folder) -> int: # bytes
+    "The free space where a folder is, or will be"
+    folder = Path(folder).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 # %% ../nbs/basics.ipynb #2f000002
 def remove_leftovers(

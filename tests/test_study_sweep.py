@@ -1,11 +1,12 @@
 "Grids are killed, stopped, doubled and starved here, and in the end have what an undisturbed one has. (Processes are forked from one that has loaded torch.)"
-import json, multiprocessing, os, random, shutil, signal, sys, threading, time, warnings
+import errno, json, multiprocessing, os, random, shutil, signal, subprocess, sys, threading, time, warnings
 from pathlib import Path
 from unittest import mock
 
 import pandas as pd, pytest
 
 from combcomp import Run
+from combcomp.basics import DiskError
 from combcomp.study.runner import Context, hush, run
 from combcomp.study.plan import runs
 from combcomp.study.sweep import GridFailed, Sweep, grid, status, work as make_all
@@ -94,6 +95,45 @@ def test_rows_are_read_while_a_grid_writes_them(out):
 
 
 def read_of(cfg): return {**{k: getattr(cfg, k) for k in Run.__dataclass_fields__}, "score": 50.0}
+
+
+def full(*args, **kwargs): raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_stops_the_grid_and_the_same_command_goes_on(workers, tmp_path, cache):
+    "On a real small disk, where one can be mounted"
+    disk = tmp_path/"disk"; disk.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("no small disk can be mounted here")
+    try:
+        todo, filler = [Run(size="l1", task="accept", seed=s, **FEW) for s in (0, 1)], disk/"filler"
+        (disk/"cache").symlink_to(cache); filler.write_bytes(bytes(50*10**6)); said = []
+        with pytest.raises(DiskError, match=r"MB are free, and minilm l1 .* needs about \d+ MB") as stopped:
+            grid(todo, disk, workers=workers, log=lambda t, **k: said.append(t))
+        assert "NOT ENOUGH" in said[0] and "GB of disk" in said[0] and "the same command goes on" in str(stopped.value)
+        assert not (disk/"failures").exists() and not [p for p in disk.glob(".writing-*")] and not [*disk.glob("models/*")]
+        filler.unlink()
+        for run in todo:
+            assert len(grid([run], disk, log=QUIET, workers=workers, keep="rows")) == 1
+        assert not [*(disk/"models").iterdir()] and len([*(disk/"runs").iterdir()]) == 2
+    finally: subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_what_no_disk_holds_is_no_failure_of_the_run(out, monkeypatch):
+    "The same where no disk can be mounted: the error of the system, injected where the model is written"
+    cfg = Run(size="l1", task="accept", **FEW)
+    with monkeypatch.context() as m:
+        m.setattr("combcomp.study.runner.pack", full)
+        with pytest.raises(DiskError, match="cannot be written .*No space left"): grid([cfg], out, log=QUIET)
+    assert not (out/"failures").exists() and not [*out.rglob(".writing-*")] and not [*(out/"models").glob("*")]
+    assert len(grid([cfg], out, log=QUIET)) == 1
+
+
+def test_models_that_nothing_needs_any_more_are_deleted(out):
+    todo = runs(["l1"], ["supersense"], ["kd", "kd,ptq", "mp"], limit=96, recipe=SHORT)
+    grid(todo, out, log=QUIET, keep="rows")
+    assert len([*(out/"runs").iterdir()]) == 4 and not [*(out/"models").iterdir()] and len([*(out/"predictions").iterdir()]) == 4
 
 
 def test_a_damaged_row_is_made_again(out):

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import integration_utils
 
-from ..basics import atomic_write, bad_value, file_hashes, rel_path
+from ..basics import atomic_write, bad_value, file_hashes, is_disk_error, rel_path
 from ..spec import Recipe, info_of, method_name
 from .methods import Method, convert, prepare, total_loss
 from ..models.encoders import bf16_is_native
@@ -335,7 +335,12 @@ def fit(
         if newest:
             step, seconds = Path(newest).name.split("-")[1], notes["seconds"]
             log(f"  resumed at step {step}, after {seconds:.0f} s of training", flush=True)
-        result = trainer.train(resume_from_checkpoint=newest)
+        try:
+            result = trainer.train(resume_from_checkpoint=newest)
+        except Exception as e:
+            if resumable and is_disk_error(e):
+                newest_checkpoint(place, log) # removes half a checkpoint
+            raise
         seconds = saver.seconds()
         # without Accelerate's wrapper, which would leave the model in bf16 and a next stage in fp32
         for key in ("forward", "_original_forward", "_is_accelerate_prepared"):

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from transformers import BertConfig, BertForSequenceClassification
 
-from ..basics import check_number, bad_value, rel_path
+from ..basics import HIDDEN, bad_value, check_number, rel_path
 from ..compress.quantization import QLinear
 from .codec import check_array, restore, smallest, streams
 
@@ -159,7 +159,7 @@ def check_grid(
 def write_bytes(path, data:bytes):
     "Write a file that is whole, on disk, or not there"
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(HIDDEN + uuid.uuid4().hex)
     try:
         with open(temporary, "xb") as f:
             f.write(data)

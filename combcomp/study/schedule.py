@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DATA', 'ptq_base', 'prerequisites', 'size_order', 'ordered', 'task_table', 'data_of', 'shape', 'forward_flops',
-           'training_rows', 'labelled', 'transfer_texts', 'copies', 'examples', 'steps', 'flops', 'parts', 'finished',
-           'fit_costs', 'estimate', 'remaining', 'duration', 'gpu_hours']
+           'training_rows', 'labelled', 'transfer_texts', 'copies', 'examples', 'steps', 'flops', 'run_bytes', 'parts',
+           'finished', 'fit_costs', 'estimate', 'remaining', 'duration', 'gpu_hours']
 
 # %% ../../nbs/study/02_schedule.ipynb #9af6b7e8
 import csv
@@ -132,6 +132,13 @@ def flops(cfg:Run) -> float:
     return forward_flops(cfg, data["tokens"])*(3*steps(cfg)*cfg.batch_size + data["validation"])
 
 # %% ../../nbs/study/02_schedule.ipynb #c7b98b95
+def run_bytes(cfg:Run) -> tuple: # (of its model, of its checkpoints while it is trained)
+    "About how many bytes on disk a run needs; a packed float model is a little smaller, an int8 one four times"
+    weights = encoder_parameters(*(shape(cfg) or (12, 768)))
+    quantized = any(METHODS[name].tag == "quantization" for name in cfg.combination.names)
+    checkpoints = 2*3*4*weights if not ptq_base(cfg) else 0 # two of them: weights and AdamW's two moments
+    return weights if quantized else 4*weights, checkpoints
+
 def parts(cfg:Run) -> list: # numbers of about one
     "Operations, updates and a one, and after operations and updates the extra work of methods that slow them"
     names = cfg.combination.names
