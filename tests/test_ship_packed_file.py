@@ -290,11 +290,11 @@ LIES = {
     "float": (lambda h: h["tensors"][POOL].update(bits=32), "unknown form"),
     "checksum": (lambda h: h["tensors"][POOL].update(check="00000000"), "checksum"),
     "pruned": (lambda h: h["tensors"][POOL].update(pruned=10**9), "pruned"),
-    "rounded bias": (lambda h: h["tensors"]["bert.pooler.dense.bias"].update(bits=8), "no matrix"),
+    "rounded bias": (lambda h: h["tensors"]["bert.pooler.dense.bias"].update(bits=8), "not a matrix"),
     "shape": (lambda h: h["tensors"][POOL].update(shape=[2**31, 2**31]), "shape"),
     "tensor": (lambda h: h["tensors"].pop(POOL), "not those of the configuration"),
     "inputs of nothing": (lambda h: h.update(inputs={"bert.nothing": dict(scale=1.0, zero=0, bits=8)}), "nothing"),
-    "inputs of a norm": (lambda h: h.update(inputs={"bert.embeddings.LayerNorm": dict(scale=1.0, zero=0, bits=8)}), "no linear layer"),
+    "inputs of a norm": (lambda h: h.update(inputs={"bert.embeddings.LayerNorm": dict(scale=1.0, zero=0, bits=8)}), "not a linear layer"),
     "zero point": (lambda h: h.update(inputs={"bert.pooler.dense": dict(scale=1.0, zero=256, bits=8)}), "zero"),
     "scale": (lambda h: h.update(inputs={"bert.pooler.dense": dict(scale=0.0, zero=0, bits=8)}), "scale"),
 }
