@@ -1,5 +1,5 @@
 "A saved model comes back bit for bit, its card says what its row says and no more, and a hub on loopback gets it and gives it back"
-import base64, dataclasses, filecmp, hashlib, json, re, shutil, threading
+import base64, dataclasses, filecmp, hashlib, json, os, re, shutil, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np, pandas as pd, pytest, transformers, yaml
@@ -11,7 +11,7 @@ from combcomp import Run, run
 from combcomp.share import hub, model_card
 from combcomp.spec import parse
 from combcomp.ship.packed_file import CorruptFile, inspect, pack, unpack
-from combcomp.study.store import load_results
+from combcomp.study.store import load_results, read_row
 from combcomp.study.reductions import KEYS, interval
 from combcomp.study.bootstrap import bootstrap_scores
 
@@ -33,7 +33,7 @@ def out(tmp_path_factory, cache):
 def packed(out): return out/"models"/f"{CFG.id}.safetensors"
 
 @pytest.fixture(scope="module")
-def row(out): return json.loads((out/"runs"/f"{CFG.id}.json").read_text())
+def row(out): return read_row(CFG.id, out)
 
 @pytest.fixture(scope="module")
 def saved(out): return combcomp.save_pretrained(CFG, out.parent/"shipped", out)
@@ -319,6 +319,18 @@ def test_tokenizers(folder, tmp_path):
     assert combcomp.load(folder).row is None
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "vocab.txt"])
+def test_a_large_side_file_is_not_read(name, folder):
+    (folder/name).touch(); os.truncate(folder/name, 3*10**9) # takes no space on disk
+    with pytest.raises(ValueError, match=f"{name} has 3,000 MB; such a file has at most 64"): combcomp.load(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "row.json"])
+def test_a_large_json_file_is_ignored(name, folder, logits):
+    os.truncate(folder/name, 3*10**9)
+    with pytest.warns(UserWarning, match=f"{name}.* ignored"): assert np.array_equal(combcomp.load(folder).logits(TEXTS), logits)
+
+
 def test_no_code_of_a_folder_runs(folder, logits, tmp_path, monkeypatch):
     "auto_map names code beside the model; it stays there, and nobody is asked"
     (folder/"evil.py").write_text(f"open({str(tmp_path/'ran')!r}, 'w')\nclass Tok: pass\nclass Model: pass\n")
@@ -389,6 +401,7 @@ class Asked(BaseHTTPRequestHandler):
         bearer = self.headers.get("Authorization", "").removeprefix("Bearer ")
         hub.log.append((self.command, path, self.headers["Host"], bearer))
         if path == "/": return self.say(200)
+        if re.match(r"/(?:api/models/)?me/proxy\b", path): return self.say(200, b"<html>Please log in</html>", Content_Type="text/html")
         if m := re.match(r"/(?:api/models/)?me/(broken|secret|none)\b", path): return self.say({"broken": 500, "secret": 401, "none": 404}[m[1]], {"error": "no"}, **({"X_Error_Code": "RepoNotFound"} if m[1] == "none" else {}))
         if path.startswith("/large/"): return self.keep(path[7:], body)
         if path == "/api/validate-yaml": return self.say(200, dict(errors=[], warnings=[] if yaml.safe_load(json.loads(body)["content"].split("---\n")[1]) else [dict(message="empty")]))
@@ -483,7 +496,7 @@ found["without a token"] = told(combcomp.load, "me/model")
 import os; os.environ["HF_TOKEN"] = "good"
 loaded = combcomp.load("me/model")
 found |= dict(row=loaded.row, logits=loaded.logits(texts).tolist())
-found |= {{name: told(combcomp.load, name) for name in ("me/broken", "me/secret", "me/none", "me/no-model")}}
+found |= {{name: told(combcomp.load, name) for name in ("me/broken", "me/secret", "me/none", "me/no-model", "me/proxy")}}
 found["revision"] = told(combcomp.load, "me/model", revision="v9")
 found["commit"] = told(combcomp.load, "me/model", revision=public)
 found["broken push"] = told(combcomp.push_to_hub, folder, "me/broken", token="good")
@@ -534,6 +547,7 @@ def test_there_and_back(server, saved, logits, row, run_py, tmp_path):
     assert found["public"]["error"] == "ValueError" and "private=False" in found["public"]["message"] and {*server.repos["me/public"]["commits"][pinned]} == {"README.md"}
     assert says("me/secret", "401", "check the name") and says("me/none", "404", "check the name") and says("revision", "404", "revision")
     assert says("me/broken", "500", connection=True) and says("broken push", "500", connection=True)
+    assert says("me/proxy", "what answers is not the hub", "HF_ENDPOINT", connection=True)
     assert says("cut", "the connection to the hub failed", connection=True)
     assert says("me/no-model", "holds no model.safetensors") and found["damaged"]["error"] == "CorruptFile" and says("commit", "404")
 

@@ -316,6 +316,28 @@ def test_integers_beyond_their_bits(tmp_path):
     with pytest.raises(CorruptFile, match="more than 4 bits"): unpack(tmp_path/"bad")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_scales_are_finite_and_not_negative(value, tmp_path):
+    "With every checksum made anew"
+    pack(compressed(bert(**TINY), 8), path := tmp_path/"bad")
+    with safe_open(path, framework="numpy") as f: arrays = {k: f.get_tensor(k) for k in f.keys()}
+    arrays[POOL + ".scale"][0] = value
+    check = P.checksum(arrays[POOL].reshape(16, 16), arrays[POOL + ".scale"])
+    forge(path, lambda h: h["tensors"][POOL].update(check=check), arrays)
+    with pytest.raises(CorruptFile, match="negative or not finite"): unpack(path)
+
+
+def test_what_a_file_takes_in_memory_is_bounded(tmp_path):
+    "A small file of a large model of zeros; the default is enough for BERT-LARGE"
+    assert P.MAX_BYTES > 4*335_143_938
+    large = bert(**TINY | dict(vocab_size=30_000))
+    with torch.no_grad(): large.bert.embeddings.word_embeddings.weight.zero_()
+    pack(compressed(large, 8), path := tmp_path/"m")
+    weights = sum(v.numel() for v in large.state_dict().values())
+    with pytest.raises(P.TooLarge, match=f"{weights:,} weights .*max_bytes={4*weights}"): unpack(path, max_bytes=4*weights - 1)
+    assert_same(unpack(path, max_bytes=4*weights), unpack(path))
+
+
 def test_configuration_cannot_name_code(tmp_path):
     "Fields that are not ours never reach transformers"
     pack(bert(**TINY), tmp_path/"m")
