@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['CODES', 'RUN', 'GRID', 'STUDY', 'COMMANDS', 'METAVARS', 'Option', 'options', 'Answer', 'Failed', 'as_failure',
-           'run_and_compare', 'conclusion', 'run_command', 'records', 'score_table', 'print_or_exit', 'load_rows',
-           'grid_command', 'find_model', 'check_free', 'load_checkpoint', 'origin', 'pack_command', 'find_tokenizer',
-           'Opened', 'open_model', 'unpack_command', 'validation_set', 'describe_export', 'export_command',
-           'format_table', 'Study', 'pick_study', 'recommend_command', 'sizes_command', 'Command', 'add_option',
-           'Parser', 'parser', 'parse', 'as_options', 'report_error', 'execute', 'flush_output', 'main']
+           'run_and_compare', 'conclusion', 'run_command', 'records', 'score_table', 'print_or_exit', 'grid_command',
+           'find_model', 'check_free', 'load_checkpoint', 'origin', 'pack_command', 'find_tokenizer', 'Opened',
+           'open_model', 'unpack_command', 'validation_set', 'describe_export', 'export_command', 'format_table',
+           'Study', 'pick_study', 'recommend_command', 'sizes_command', 'Command', 'add_option', 'Parser', 'parser',
+           'parse', 'as_options', 'report_error', 'print_warning', 'execute', 'flush_output', 'main']
 
 # %% ../nbs/cli.ipynb #58d2c511
 import argparse, json, os, re, sys, tempfile, traceback, warnings
@@ -155,14 +155,6 @@ def print_or_exit(*text, **kwargs):
     except BrokenPipeError:
         raise SystemExit(141) from None
 
-def load_rows(
-    outputs, # folder
-): # a DataFrame
-    "All rows of a folder; `Failed` if one is damaged"
-    from combcomp.study.store import load_results
-    with as_failure():
-        return load_results(outputs)
-
 def grid_command(
     engine:str="local", # local, or ray (a cluster if RAY_ADDRESS names one, as auto)
     workers:int=1, # processes on this machine, each with its share of the cores
@@ -170,19 +162,19 @@ def grid_command(
     report_to:str="none", # an experiment tracker; tensorboard, mlflow or wandb
     retry_failed:bool=False, # try failed runs again
     dry_run:bool=False, # only print how many runs are done and how long the others may take
+    keep:str="models", # or rows: delete each model as soon as the grid does not need it any more
     outputs:str=None, # folder of rows, models and caches; None is outputs/ of this project
     **words, # of `study`
 ) -> Answer:
     "Make every run of a study that is not done; it resumes, and several processes can share it"
     todo = study(**words)
     from combcomp.study.sweep import GridFailed, grid
-    load_rows(outputs) # damaged rows are an error now, not after the work
     log = print if sys.stderr.isatty() else print_or_exit # on a terminal the progress bar replaces `print`
     more = measure.split(",") if measure else ()
     problem = ""
     try:
         table = grid(todo, outputs, engine, workers, log, retry_failed, dry_run, check=not dry_run,
-                     measure=more, report_to=report_to)
+                     measure=more, report_to=report_to, keep=keep)
     except GridFailed as e:
         problem = str(e)
         table = grid(todo, outputs, log=lambda *a, **k: None, dry_run=True, check=False)
@@ -207,7 +199,8 @@ def find_model(
         first = ", ".join(p.stem for p in found[:3])
         raise ValueError(f"{name!r} begins the ids of {len(found)} models in {rel_path(folder)} "
                          f"({first}, ...); give more of it")
-    released = [id for id in load_rows(outputs)["id"] if name and id.startswith(name)]
+    from combcomp.study.store import load_results
+    released = [id for id in load_results(outputs)["id"] if name and id.startswith(name)]
     way_out = "give a file, or the id of a run that was made here"
     if released:
         way_out = (f"run {released[0]} has a row, and its model is not here; `combcomp run` with force=True "
@@ -307,10 +300,11 @@ def open_model(
     "Load a packed file by name; `Failed` if it is damaged"
     path = find_model(name, outputs)
     from combcomp.ship.packed_file import inspect, unpack
+    from combcomp.study.store import load_results
     with as_failure():
         model, about = unpack(path), inspect(path)
     run = origin(about)["run"]
-    row = next((r for r in records(load_rows(outputs)) if r["id"] == run), None)
+    row = next((r for r in records(load_results(outputs)) if r["id"] == run), None)
     return Opened(model, about, row)
 
 # %% ../nbs/cli.ipynb #6359233c
@@ -447,7 +441,8 @@ def recommend_command(
 ) -> Answer:
     "The best measured configurations within a budget: the best score or, with --score, the smallest"
     from combcomp.study.recommendation import recommend
-    rows, training = pick_study(load_rows(outputs), family, tasks, limits=limits, epochs=epochs,
+    from combcomp.study.store import load_results
+    rows, training = pick_study(load_results(outputs), family, tasks, limits=limits, epochs=epochs,
                                 batch_size=batch_size, recipe=recipe)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore") # the answer says it
@@ -590,6 +585,10 @@ def report_error(
     return code
 
 # %% ../nbs/cli.ipynb #3911616f
+def print_warning(message, *args, **kwargs):
+    "Print a warning as one line on standard error; it replaces `warnings.showwarning`"
+    print(f"combcomp: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
 def execute(
     command:str, # a key of `COMMANDS`
     json_output:bool, # print data instead of text
@@ -597,7 +596,8 @@ def execute(
 ) -> int: # the exit code
     "Run a command and print its answer"
     function, names, _ = COMMANDS[command]
-    with redirect_stdout(sys.stderr) if json_output else nullcontext():
+    with warnings.catch_warnings(), redirect_stdout(sys.stderr) if json_output else nullcontext():
+        warnings.showwarning = print_warning
         answer = function(**given)
     if json_output:
         print(json.dumps(answer.data, allow_nan=False))

@@ -7,7 +7,7 @@ from inspect import Parameter
 import papermill, pytest
 
 from combcomp import Run, __version__, cli
-from combcomp.study.store import read_failure, read_row, summary
+from combcomp.study.store import load_results, read_failure, read_row, summary
 from conftest import REPO
 
 SMALL = dict(size="l1", task="accept", limit=64, epochs=1.0)
@@ -194,7 +194,7 @@ def test_what_a_name_may_be(made, tmp_path):
     shutil.copy(out/"models"/f"{QAT.id}.safetensors", out/"models"/f"{QAT.id[:6]}0123456789.safetensors")
     assert "begins the ids of 2 models" in refused(f"pack {QAT.id[:6]} -o", tmp_path/"x", "--outputs", out)
     for name in ("", "*", "../models", "zz", QAT.id.upper()): assert "is not a file" in refused("unpack", name, "-o", tmp_path/"x", "--outputs", out)
-    released = cli.load_rows(None)["id"][0]
+    released = load_results()["id"][0]
     assert (REPO/"outputs"/"models"/f"{released}.safetensors").is_file() or "has a row, and its model is not here" in refused(f"pack {released} -o", tmp_path/"x")
 
 
@@ -276,9 +276,10 @@ def test_damage_is_told_and_ends_in_one(made, tmp_path):
         code, text, err = do(f"{words} -o", tmp_path/"x", "--outputs", out)
         assert code == 1 and text == "" and "CorruptFile" in err and "checksum" in err and err.count("\n") == 1 and not (tmp_path/"x").exists()
     row.write_text(row.read_text()[:50])
-    for words in ("recommend --megabytes 1", "grid --dry_run"):
+    for words in (f"recommend --megabytes 100 {STUDY}", "grid --sizes l1 --tasks accept --limits 64 --epochs 1 --methods 'none; qat' --dry_run"):
         code, text, err = do(f"{words} --outputs", out)
-        assert code == 1 and "is not the row of a run" in err and err.count("\n") == 1
+        assert code == 0 and "combcomp: warning: 1 rows in" in err and "is not the row of a run" in err and "Traceback" not in err
+    assert "2 runs, 1 done; 1 to make" in text
 
 
 def test_a_reader_that_has_gone_is_no_reason_to_complain(tmp_path):
