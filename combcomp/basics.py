@@ -17,11 +17,11 @@ from filelock import FileLock, SoftFileLease, Timeout
 
 # %% auto #0
 __all__ = ['HIDDEN', 'LEASE', 'DISK_ERRORS', 'DISK_WORDS', 'bad_value', 'check_number', 'check_fields', 'root', 'outputs_dir',
-           'rel_path', 'results_folder', 'StagedFiles', 'atomic_write', 'file_hash', 'file_hashes', 'check_size',
-           'read_json', 'atomic_folder', 'is_intact', 'lease', 'is_held', 'publishing', 'DiskError', 'is_disk_error',
-           'free_space', 'remove_leftovers', 'split_list', 'throttle', 'parameters', 'quoted', 'import_object',
-           'import_path', 'online', 'missing_download', 'hub', 'device_name', 'installed_version', 'current_commit',
-           'environment']
+           'rel_path', 'results_folder', 'StagedFiles', 'atomic_write', 'file_hash', 'json_hash', 'file_hashes',
+           'check_size', 'read_json', 'atomic_folder', 'is_intact', 'lease', 'is_held', 'publishing', 'DiskError',
+           'is_disk_error', 'free_space', 'remove_leftovers', 'split_list', 'throttle', 'parameters', 'quoted',
+           'import_object', 'import_path', 'online', 'missing_download', 'hub', 'device_name', 'installed_version',
+           'current_commit', 'environment']
 
 # %% ../nbs/basics.ipynb #29d50fad
 if os.environ.get("IN_TEST"):
@@ -147,6 +147,10 @@ def file_hash(path) -> str: # SHA-256, hexadecimal
         while chunk := f.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+def json_hash(value) -> str: # SHA-256, hexadecimal
+    "The checksum of what JSON can hold, whatever the order of its fields"
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 def file_hashes(
     folder,

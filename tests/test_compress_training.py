@@ -11,10 +11,10 @@ import combcomp.compress.quantization
 from combcomp import Run, load_results, pack, run, unpack
 from combcomp.spec import SUBSETS, parse
 from combcomp.study.runner import model_file, unfinished
-from combcomp.compress.methods import embeddings, encoder_linears, linears
+from combcomp.compress.methods import Method, convert, embeddings, encoder_linears, linears, prepare
 from combcomp.models.encoders import load_model, load_tokenizer, predict, source
 from combcomp.compress.quantization import qmax
-from combcomp.study.store import writable
+from combcomp.study.store import read_row, writable
 from combcomp.data.tasks import TASKS
 from combcomp.data.loading import load_task
 from combcomp.compress.training import arguments, build, compress, encode, fit
@@ -126,6 +126,34 @@ def test_a_run_killed_between_its_stages_goes_on_from_there(tmp_path):
     with pytest.raises(ValueError, match="delete it to start the run from the beginning"): run(cfg, tmp_path/"killed", force=True, log=QUIET)
 
 
+class PowerCut(Method):
+    "Ends the training in its middle"
+    def step(self, progress):
+        if progress > 0.5: raise KeyboardInterrupt
+
+
+def test_a_damaged_checkpoint_is_not_used(accept, tmp_path):
+    "One byte of one file of the newest checkpoint is changed, for each of its files: the older one goes on, to the same model"
+    tok, train = accept[1], accept[2].select(range(64))
+    def trained(folder, *more, log=QUIET):
+        model = student()
+        methods = prepare(model, [*build(parse("mp,qat")[0]), *more])
+        fit(model, tok, train, methods, epochs=2, batch_size=16, folder=folder, checkpoint=0.0, log=log)
+        return state(convert(model, methods))
+    whole = trained(tmp_path/"whole")
+    with pytest.raises(KeyboardInterrupt): trained(tmp_path/"cut", PowerCut())
+    newest = max((tmp_path/"cut").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    names = sorted(p.name for p in newest.iterdir())
+    assert {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "model.safetensors", "whole.json"} <= {*names}
+    for name in names:
+        folder, said = tmp_path/name, []
+        shutil.copytree(tmp_path/"cut", folder)
+        file = folder/newest.name/name
+        data = bytearray(file.read_bytes()); data[len(data)//2] ^= 1; file.write_bytes(data)
+        assert same(trained(folder, log=lambda t, **k: said.append(t)), whole), name
+        assert any(f"{newest.name} is incomplete or damaged" in t for t in said) and any("resumed at step" in t for t in said), name
+
+
 @pytest.mark.parametrize("methods", ("qat(bits=16, activations=16, embeddings=16)", "qat(bits=2)", "qat(activations=None)", "mp(embeddings=True, scope='global', schedule='cubic'),qat(bits=4)"))
 def test_options_reach_the_file(methods, accept, tmp_path):
     "Every option trains, converts, packs, and is there in the unpacked model"
@@ -234,4 +262,4 @@ def test_done_is_done_and_force_is_force(tmp_path):
     again = run(cfg, tmp_path, force=True, log=log)
     volatile = {k for k in first if "second" in k} | {"started"}
     assert {k: v for k, v in again.items() if k not in volatile} == {k: v for k, v in first.items() if k not in volatile}
-    assert json.loads((tmp_path/"runs"/f"{cfg.id}.json").read_text()) == again
+    assert read_row(cfg.id, tmp_path) == again

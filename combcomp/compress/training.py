@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import integration_utils
 
-from ..basics import atomic_write, bad_value, file_hashes, is_disk_error, rel_path
+from ..basics import atomic_write, bad_value, file_hashes, is_disk_error, json_hash, rel_path
 from ..spec import Recipe, info_of, method_name
 from .methods import Method, convert, prepare, total_loss
 from ..models.encoders import bf16_is_native
@@ -261,7 +261,7 @@ def newest_checkpoint(
     for path in sorted(Path(folder).glob("checkpoint-*"), key=step, reverse=True):
         try:
             notes = json.loads((path/WHOLE).read_text())
-            if notes["files"] == file_hashes(path, [WHOLE]):
+            if notes.pop("check") == json_hash(notes) and notes["files"] == file_hashes(path, [WHOLE]):
                 return str(path), notes
         except (OSError, ValueError, KeyError, TypeError):
             pass
@@ -298,6 +298,7 @@ class CheckpointCallback(TrainerCallback):
         order = torch.get_rng_state() if epoch_is_over else self.order
         notes = dict(files=file_hashes(folder, [WHOLE]), seconds=self.seconds(),
                      order=order.numpy().tobytes().hex())
+        notes["check"] = json_hash(notes)
         atomic_write(folder/WHOLE, lambda p: Path(p).write_text(json.dumps(notes)))
         self.last = time.perf_counter()
 

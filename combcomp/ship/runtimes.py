@@ -4,14 +4,16 @@
 
 # %% ../../nbs/ship/04_runtimes.ipynb #0b818c45
 from __future__ import annotations
-import hashlib, json, os, shutil, uuid
+import json, os, shutil, uuid
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 from scipy.special import softmax
 
-from ..basics import bad_value, check_number, check_size, file_hash, file_hashes, read_json, rel_path
+from combcomp.basics import (
+    bad_value, check_number, check_size, file_hash, file_hashes, json_hash, read_json, rel_path,
+)
 from ..spec import portable
 from ..models.encoders import by_length
 from ..data.tasks import metrics, score, task_of
@@ -21,7 +23,7 @@ from ..data.loading import load_task
 __all__ = ['INPUTS', 'FAST', 'FILES', 'PRECISIONS', 'ABOUT', 'FORMAT', 'VERSION', 'TOKENIZER_MB', 'require', 'Graph',
            'runs_in_int8', 'as_array', 'stored_weight', 'linear', 'lookup', 'layer_norm', 'embeddings', 'attention',
            'activation', 'transformer_layer', 'onnx_model', 'proto_sizes', 'onnx_sizes', 'instructions', 'onnx_session',
-           'openvino_has_bf16', 'openvino_session', 'write_model', 'check_texts', 'pad_batch', 'Exported', 'text_hash',
+           'openvino_has_bf16', 'openvino_session', 'write_model', 'check_texts', 'pad_batch', 'Exported',
            'write_about', 'check_files', 'load_tokenizer_file', 'check_outputs', 'load_about', 'load_exported',
            'ParityError', 'parity', 'replace_folder', 'write_export', 'find_validation', 'find_tokenizer', 'export']
 
@@ -290,13 +292,9 @@ class Exported:
 ABOUT, FORMAT, VERSION = "export.json", "combcomp-export", 2
 TOKENIZER_MB = 64 # of a file of a tokenizer, at most; XLM-RoBERTa's has 17
 
-def text_hash(about:dict) -> str: # SHA-256, hexadecimal
-    "The checksum of a description"
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-
 def write_about(about:dict, folder:Path):
     "Write the JSON file of an export"
-    text = json.dumps(about | dict(check=text_hash(about)), indent=1, sort_keys=True, ensure_ascii=False)
+    text = json.dumps(about | dict(check=json_hash(about)), indent=1, sort_keys=True, ensure_ascii=False)
     (folder/ABOUT).write_text(text + "\n", encoding="utf-8")
 
 def check_files(
@@ -358,7 +356,7 @@ def load_about(
     if about.get("version") != VERSION:
         raise ValueError(f"{rel_path(path)} is of version {about.get('version')!r}, and this combcomp reads "
                          f"{VERSION}; export the model again")
-    if about.pop("check", None) != text_hash(about):
+    if about.pop("check", None) != json_hash(about):
         raise ValueError(f"{rel_path(path)} was edited or damaged; export the model again")
     for name, allowed in (("runtime", FILES), ("precision", PRECISIONS)):
         if about.get(name) not in allowed:
