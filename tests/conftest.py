@@ -86,9 +86,11 @@ def shared():
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
-    "The dictionary and a task, built once"
+    "The dictionary and two tasks, from the project's own cache if they are there, else built once"
     from combcomp.data.loading import load_task
     folder = tmp_path_factory.mktemp("cache")
+    for kind in ("nltk_data", "tasks"):
+        if (REPO/"outputs"/"cache"/kind).is_dir(): shutil.copytree(REPO/"outputs"/"cache"/kind, folder/kind)
     load_task("supersense", cache=folder); load_task("accept", cache=folder)
     return folder
 

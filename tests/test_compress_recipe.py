@@ -56,30 +56,30 @@ def test_held_out_rows_are_of_the_training_set_and_not_trained_on(task):
 
 
 @pytest.mark.parametrize("task, methods", [("supersense", "kd(transfer=100, augment=0)"), ("glosssim", "kd(transfer=50),mp,qat")])
-def test_texts_that_only_the_teacher_labels_reach_the_student(tmp_path, task, methods):
+def test_texts_that_only_the_teacher_labels_reach_the_student(out, task, methods):
     said = []
     cfg = Run(task=task, methods=methods, **FEW)
-    row = run(cfg, tmp_path, log=lambda text, **k: said.append(text))
+    row = run(cfg, out, log=lambda text, **k: said.append(text))
     further = 100 if task == "supersense" else 50
     assert row["transfer_examples"] == further and row["train_examples"] >= 64 + further
     assert any(f"the teacher labels {further} transfer texts" in text for text in said)
     assert any("further texts" in text for text in said)
 
 
-def test_a_compressed_regression_is_what_its_file_says(tmp_path):
+def test_a_compressed_regression_is_what_its_file_says(out):
     "Standardised training leaves nothing behind: the packed model predicts what was evaluated"
     cfg = Run(task="glosssim", methods="mp,qat", **FEW)
-    row = run(cfg, tmp_path, log=QUIET)
+    row = run(cfg, out, log=QUIET)
     task, data = task_of("glosssim"), load_task("glosssim")["validation"]
-    predicted, labels = load_predictions(cfg.id, tmp_path)
-    again = predict(unpack(model_file(cfg, tmp_path)), load_tokenizer("minilm", "l1"), data, task.texts)
+    predicted, labels = load_predictions(cfg.id, out)
+    again = predict(unpack(model_file(cfg, out)), load_tokenizer("minilm", "l1"), data, task.texts)
     assert np.array_equal(again[:, 0], predicted) and np.allclose(labels, data["label"])
     assert abs(predicted.mean() - labels.mean()) < 0.2, "it begins at the mean of the labels"
     assert row["epochs_trained"] == 1 and row["steps"] == 2
 
 
-def test_small_sets_are_passed_over_until_there_are_steps(tmp_path):
-    row = run(Run(size="l1", task="accept", limit=32), tmp_path, log=QUIET)
+def test_small_sets_are_passed_over_until_there_are_steps(out):
+    row = run(Run(size="l1", task="accept", limit=32), out, log=QUIET)
     assert row["epochs_trained"] == Recipe().max_epochs and row["steps"] == 20
     assert row["learning_rate"] == Recipe().rate
 
