@@ -265,8 +265,4 @@ def test_done_is_done_and_force_is_force(out):
     again = run(cfg, out, force=True, log=log)
     volatile = {k for k in first if "second" in k} | {"started"}
     assert {k: v for k, v in again.items() if k not in volatile} == {k: v for k, v in first.items() if k not in volatile}
-<<<<<<< HEAD
-    assert read_row(cfg.id, tmp_path) == again
-=======
     assert read_row(cfg.id, out) == again
->>>>>>> 1f494d31d8e301f12ff885bf3d135cc75b2b89f1
