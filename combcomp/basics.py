@@ -4,7 +4,8 @@
 
 # %% ../nbs/basics.ipynb #d1f19583
 from __future__ import annotations
-import difflib, errno, hashlib, json, math, os, platform, shutil, subprocess, sys, tempfile, threading, time, uuid
+import difflib, errno, hashlib, json, math, os, platform, shutil, subprocess
+import sys, tempfile, threading, time, uuid
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
@@ -170,8 +171,8 @@ def check_size(
     "Refuse a file that is too large before it is read into memory"
     size = Path(path).stat().st_size/1e6
     if size > megabytes:
-        raise ValueError(f"{rel_path(path)} has {size:,.0f} MB; such a file has at most {megabytes:g}, and it "
-                         "is not read")
+        raise ValueError(f"{rel_path(path)} has {size:,.0f} MB; such a file has at most {megabytes:g}, and "
+                         "it is not read")
 
 def read_json(
     path, # of a file from elsewhere

@@ -36,7 +36,9 @@ from ..ship.packed_file import other_sizes, pack, unpack
 from ..ship.model_size import sizes_of
 from ..ship.runtimes import FILES, ParityError, export, onnx_sizes
 from ..ship.latency import bench
-from .store import failure_file, intact_row, read_row, row_file, save_predictions, save_row, writable
+from combcomp.study.store import (
+    failure_file, intact_row, read_row, row_file, save_predictions, save_row, writable,
+)
 from .schedule import prerequisites, ptq_base
 
 # %% ../../nbs/study/03_runner.ipynb #4400852e

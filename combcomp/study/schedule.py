@@ -133,7 +133,7 @@ def flops(cfg:Run) -> float:
 
 # %% ../../nbs/study/02_schedule.ipynb #c7b98b95
 def run_bytes(cfg:Run) -> tuple: # (of its model, of its checkpoints while it is trained)
-    "About how many bytes on disk a run needs; a packed float model is a little smaller, an int8 one four times"
+    "About how many bytes on disk a run needs; packed float models are a little smaller"
     weights = encoder_parameters(*(shape(cfg) or (12, 768)))
     quantized = any(METHODS[name].tag == "quantization" for name in cfg.combination.names)
     checkpoints = 2*3*4*weights if not ptq_base(cfg) else 0 # two of them: weights and AdamW's two moments

@@ -159,8 +159,8 @@ def disk_error(
     text = str(error).splitlines()[0][:200]
     return DiskError(f"{rel_path(outputs)} cannot be written ({text}): {megabytes(free_space(outputs))} are "
                      f"free, and {label(run)} needs about {megabytes(sum(run_bytes(run)))}. Free some space, "
-                     "or name another folder with outputs= or COMBCOMP_OUTPUTS; the same command goes on with "
-                     "what is missing")
+                     "or name another folder with outputs= or COMBCOMP_OUTPUTS; the same command goes on "
+                     "with what is missing")
 
 def release_memory():
     "Free what a failed run left in memory"
