@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..basics import bad_value, check_size, hub, online, outputs_dir, read_json, rel_path
+from ..basics import bad_value, check_size, hub, json_hash, online, outputs_dir, read_json, rel_path
 from ..spec import FAMILIES, portable, Run
 from ..models.encoders import from_hub, load_tokenizer, predict
 from ..ship.packed_file import check_plain, inspect, pack, unpack
@@ -154,6 +154,9 @@ def find_row(
     run = getattr(model.config, "combcomp", {}).get("run")
     for path in (file.parent/"row.json", file.parent.parent/"runs"/f"{file.stem}.json"):
         row = read_object(path)
+        if row and row.pop("checksum", None) not in (None, json_hash(row)[:16]):
+            warnings.warn(f"{path.name} in {rel_path(path.parent)} was edited or damaged; it is ignored")
+            continue
         if row and row.get("id") == run:
             return row
         if row:

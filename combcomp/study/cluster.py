@@ -7,14 +7,13 @@ __all__ = ['resources', 'product_files', 'products', 'receive', 'private_folder'
            'run_on_ray']
 
 # %% ../../nbs/study/05_cluster.ipynb #becf3d24
-import json, math, os, shutil, tempfile, time, uuid
-from dataclasses import asdict
+import math, os, shutil, tempfile, time, uuid
 from pathlib import Path
 
 from ..basics import atomic_write, outputs_dir, throttle
 from ..spec import Run, describe_registry, restore_registry
 from ..models.sizes import BERT, encoder_parameters
-from .store import failure_file, row_file, save_failure, save_row
+from .store import failure_file, parse_row, row_file, save_failure, save_row
 from .schedule import prerequisites, shape
 from .runner import Context, has_model, hush, label, model_file
 from .sweep import EngineOptions, Progress, Sweep, try_run
@@ -50,9 +49,12 @@ def receive(
     row_name, *others = [str(p.relative_to(out)) for p in product_files(run, out)]
     if odd := {*files} - {row_name, *others}:
         raise ValueError(f"cluster: {sorted(odd)[0]!r} is not a file of run {run.id}")
-    row = json.loads(files[row_name]) if row_name in files else None
-    if row and Run(**{k: row.get(k) for k in asdict(run)}) != run:
-        raise ValueError(f"cluster: a worker sent a row that is not that of run {run.id}")
+    row = None
+    if row_name in files:
+        try:
+            row = parse_row(files[row_name].decode(), out/row_name)
+        except ValueError as e:
+            raise ValueError(f"cluster: a worker sent a row that is not that of run {run.id}: {e}") from None
     for name, data in files.items():
         if name != row_name:
             atomic_write(out/name, lambda p: Path(p).write_bytes(data))
