@@ -211,10 +211,11 @@ def atomic_folder(
         shutil.rmtree(temporary, ignore_errors=True)
 
 def is_intact(folder) -> bool:
-    "Whether a folder of `atomic_folder` is complete and every file has its checksum"
+    "Whether a folder of `atomic_folder` is complete and its files have their checksums; others may be there"
     try:
-        return json.loads((Path(folder)/"done").read_text()) == file_hashes(folder, ["done"])
-    except (OSError, ValueError):
+        expected = json.loads((Path(folder)/"done").read_text())
+        return all(file_hash(Path(folder)/name) == value for name, value in expected.items())
+    except (OSError, ValueError, AttributeError):
         return False
 
 # %% ../nbs/basics.ipynb #5a0872cb

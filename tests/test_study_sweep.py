@@ -189,7 +189,7 @@ def test_a_process_that_is_silent_for_too_long_loses_its_run(tmp_path, out):
 
 def test_stopped_and_continued_around_the_takeover_and_each_run_is_saved_once(tmp_path, out):
     "Three grids lose and win leases at random moments; a row that is there never changes, and what is saved is saved once"
-    todo = runs(["l1"], ["accept"], ["", "mp", "qat", "mp,qat"], seeds=(0, 1), recipe=SHORT, **FEW)
+    todo = runs(["l1"], ["accept"], ["", "mp", "qat", "mp,qat"], seeds=range(4), recipe=SHORT, **FEW)
     log, chance, stops, seen = tmp_path/"log", random.Random(0), 0, {}
     three = [begin(out, log, 2.0, todo, 0.5) for _ in range(3)]
     def look():
@@ -203,7 +203,7 @@ def test_stopped_and_continued_around_the_takeover_and_each_run_is_saved_once(tm
             stops += len(some)
             time.sleep(chance.uniform(1.0, 4.0))
             for p in some: os.kill(p.pid, signal.SIGCONT)
-        time.sleep(chance.uniform(0.2, 1.0)); look()
+        time.sleep(chance.uniform(0.1, 0.4)); look()
     look()
     assert [p.exitcode for p in three] == [0, 0, 0] and stops >= 20
     saved = pd.Series([l.split(" ", 1)[1] for l in log.read_text().splitlines() if " saved " in l])
