@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..basics import bad_value, check_size, hub, json_hash, online, outputs_dir, read_json, rel_path
+from ..basics import bad_value, check_size, hub, online, outputs_dir, read_json, rel_path
 from ..spec import FAMILIES, portable, Run
 from ..models.encoders import from_hub, load_tokenizer, predict
 from ..ship.packed_file import check_plain, inspect, pack, unpack
 from ..ship.runtimes import Exported, TOKENIZER_MB, check_texts, replace_folder
-from ..study.store import read_row, row_file
+from ..study.store import pop_checksum, read_row, row_file
 from ..study.runner import label
 from .model_card import one_line, public_row, rename_model, card, HUB_NAME
 
@@ -154,7 +154,7 @@ def find_row(
     run = getattr(model.config, "combcomp", {}).get("run")
     for path in (file.parent/"row.json", file.parent.parent/"runs"/f"{file.stem}.json"):
         row = read_object(path)
-        if row and row.pop("checksum", None) not in (None, json_hash(row)[:16]):
+        if row and not pop_checksum(row):
             warnings.warn(f"{path.name} in {rel_path(path.parent)} was edited or damaged; it is ignored")
             continue
         if row and row.get("id") == run:

@@ -92,8 +92,7 @@ def unfinished(run:Run, outputs=None) -> Path: # outputs/cache/unfinished/<id>
 
 def has_model(run:Run, outputs=None) -> bool:
     "True if both the row and the model of a run are there, so that other runs can start from it"
-    quiet = lambda *text, **kwargs: None
-    return intact_row(run.id, outputs, quiet) is not None and model_file(run, outputs).is_file()
+    return intact_row(run.id, outputs) is not None and model_file(run, outputs).is_file()
 
 def label(run:Run) -> str: # family, size, task, methods, seed
     "A run in a few words"
@@ -468,7 +467,7 @@ def run_in(
     if force or intact_row(run.id, ctx.outputs, ctx.log) is None:
         make_prerequisites(run, ctx)
     with claimed(run, ctx.outputs, log=ctx.log) as claim:
-        row = None if force else intact_row(run.id, ctx.outputs, lambda *text, **kwargs: None)
+        row = None if force else intact_row(run.id, ctx.outputs)
         if row:
             ctx.log(f"{label(run)} is done ({run.id}, score {row['score']:.1f}); force=True runs it again",
                     flush=True)
