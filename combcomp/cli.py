@@ -396,7 +396,7 @@ def format_table(
         table = table.assign(methods=table["methods"].replace("", "none"))
     return table.round(2).dropna(axis=1, how="all").to_string(index=False, na_rep="-")
 
-STUDY = dict(limits="1000", epochs=None, batch_size=16, recipe="v1") # the training of the released study
+STUDY = dict(limits="1000", epochs=None, batch_size=16, recipe="v2") # the training of the released study
 
 class Study(NamedTuple):
     "Rows with the same training"

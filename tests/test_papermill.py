@@ -112,7 +112,7 @@ def test_a_lost_parameters_tag_is_noticed(tmp_path):
 def few(tmp_path_factory):
     "Released rows of two sizes and three combinations on one task, and their predictions"
     folder = tmp_path_factory.mktemp("few")
-    table = load_results(own=False).query("recipe == 'v1' and split == 'validation' and task == 'accept' and limit == 1000 and seed == 0 and size in ['l2', 'l1'] and methods in ['', 'kd', 'qat']")
+    table = load_results(own=False).query("recipe == 'v2' and split == 'validation' and task == 'accept' and limit == 1000 and batch_size == 16 and seed == 0 and size in ['l2', 'l1'] and methods in ['', 'kd', 'qat']")
     for id in table["id"]:
         predicted, labels = load_predictions(id)
         save_predictions(id, np.eye(2)[predicted], labels, folder)

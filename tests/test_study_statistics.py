@@ -158,7 +158,7 @@ OF_ONE_STUDY = ("table1", "figure1", "findings") # the result notebooks that tak
 def test_result_notebooks_take_any_table(tmp_path, notebook):
     "Two architectures, three combinations, one task and seed: what cannot be said is said to be so"
     table = load_results(own=False)
-    few = table[table["size"].isin(["l2", "l1"]) & table["methods"].isin(["", "kd", "qat"]) & (table["task"] == "accept") & (table["limit"] == 1000) & (table["seed"] == 0) & (table["recipe"] == "v1") & (table["split"] == "validation")]
+    few = table[table["size"].isin(["l2", "l1"]) & table["methods"].isin(["", "kd", "qat"]) & (table["task"] == "accept") & (table["limit"] == 1000) & (table["seed"] == 0) & (table["recipe"] == "v2") & (table["batch_size"] == 16) & (table["split"] == "validation")]
     assert len(few) == 6
     for id in few["id"]: predicted, labels = load_predictions(id); save_predictions(id, np.eye(2)[predicted], labels, tmp_path/"few")
     few.to_csv(tmp_path/"few"/"results.csv", index=False)
