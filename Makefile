@@ -11,8 +11,14 @@ export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 # Every name=value after make is a parameter of the notebook, as it was typed; the notebook refuses a name that it does not have.
-TYPED = $(foreach name,$(filter-out PYTHON VENV,$(.VARIABLES)),$(if $(findstring command line,$(origin $(name))),-p $(name) '$(subst ','\'',$(value $(name)))'))
-PAPERMILL = mkdir -p outputs/notebooks && . $(VENV)/bin/activate && papermill --no-progress-bar --stdout-file -
+# A newline would end a line of a recipe; the shell puts it back.
+define NEWLINE
+
+
+endef
+quote = '$(subst $(NEWLINE),'"$$newline"',$(subst ','\'',$(value $(1))))'
+TYPED = $(foreach name,$(filter-out PYTHON VENV,$(.VARIABLES)),$(if $(findstring command line,$(origin $(name))),-p $(name) $(call quote,$(name))))
+PAPERMILL = newline="$$(printf '\n_')" && newline="$${newline%_}" && mkdir -p outputs/notebooks && . $(VENV)/bin/activate && papermill --no-progress-bar --stdout-file -
 
 .PHONY: help venv run grid speed ablations results report site test clean export readme notebook lab
 

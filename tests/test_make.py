@@ -29,7 +29,7 @@ def given(words):
 
 
 @pytest.mark.parametrize("value", ["kd(temperature=4), mp > qat", "it's \"quoted\"", "$HOME $$x ${y} $(z)", "a\\ b\\n `ls`",
-                                   "größer, 例", "#1 %.o *", "", "-x --y=z"])
+                                   "größer, 例", "#1 %.o *", "", "-x --y=z", "two\nlines\n", "a\n'$newline'\n\n"])
 def test_values_arrive_as_they_were_typed(tmp_path, value):
     words = make(tmp_path, "run", f"methods={value}", "size=l1")
     assert given(words) == dict(methods=value, size="l1") and "nbs/run.ipynb" in words
