@@ -58,25 +58,29 @@ def undisturbed(tmp_path_factory, cache):
     return contents(folder)
 
 
-def test_killed_twenty_times_and_equal_in_the_end(out, undisturbed):
+@pytest.mark.timeout(3600)
+def test_killed_many_times_and_equal_in_the_end(out, undisturbed, request):
+    "Ten times; a hundred with --long"
+    wanted = 100 if request.config.getoption("--long") else 10
     chance, kills, seen = random.Random(0), 0, {}
     while True:
         p = begin(out)
-        p.join(chance.uniform(0.2, 3.0) if kills < 20 else None)
+        p.join(chance.uniform(0.2, 3.0) if kills < wanted else None)
         if p.is_alive(): os.kill(p.pid, signal.SIGKILL); p.join(); kills += 1
         rows = {f.name: f.read_bytes() for f in (out/"runs").glob("*.json")} if (out/"runs").is_dir() else {}
         assert all(rows.get(name) == data for name, data in seen.items()), "a finished row was lost or made again"
         assert all(json.loads(data)["id"] + ".json" == name for name, data in rows.items())
         seen = rows
         if p.exitcode == 0: break
-    assert kills >= 20 and len(seen) == len(ordered(TODO))
+    assert kills == wanted and len(seen) == len(ordered(TODO))
     rows, files = contents(out)
     assert (rows, sorted(files)) == (undisturbed[0], sorted(undisturbed[1])) and all(files[k] == v for k, v in undisturbed[1].items())
     assert not [*(out/"cache"/"unfinished").iterdir()] and not [p for p in out.rglob(".writing-*") if p.parent.name == "runs"]
 
 
-def test_rows_are_read_while_a_grid_writes_them(out):
-    "Also right after a process was killed between writing and renaming; 100,000 reads with --long"
+def test_rows_are_read_while_a_grid_writes_them(out, request):
+    "Also right after a process was killed between writing and renaming; 100,000 rows with --long"
+    wanted = 100_000 if request.config.getoption("--long") else 3000
     from combcomp.study.store import load_results, save_row
     stop = threading.Event()
     def write():
@@ -90,7 +94,7 @@ def test_rows_are_read_while_a_grid_writes_them(out):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             reads = 0
-            while reads < 3000: reads += max(1, len(load_results(out)))
+            while reads < wanted: reads += max(1, len(load_results(out)))
     finally: stop.set(); writer.join()
 
 
@@ -187,9 +191,12 @@ def test_a_process_that_is_silent_for_too_long_loses_its_run(tmp_path, out):
     assert (out/"runs"/f"{cfg.id}.json").read_bytes() == made and not (out/"failures").exists()
 
 
-def test_stopped_and_continued_around_the_takeover_and_each_run_is_saved_once(tmp_path, out):
-    "Three grids lose and win leases at random moments; a row that is there never changes, and what is saved is saved once"
-    todo = runs(["l1"], ["accept"], ["", "mp", "qat", "mp,qat"], seeds=range(4), recipe=SHORT, **FEW)
+def test_stopped_and_continued_around_the_takeover_and_each_run_is_saved_once(tmp_path, out, request):
+    """Three grids lose and win leases at random moments; a row that is there never changes, and what is saved is saved once
+
+    Eight stops; 24 with --long."""
+    wanted, seeds = (24, 4) if request.config.getoption("--long") else (8, 2)
+    todo = runs(["l1"], ["accept"], ["", "mp", "qat", "mp,qat"], seeds=range(seeds), recipe=SHORT, **FEW)
     log, chance, stops, seen = tmp_path/"log", random.Random(0), 0, {}
     three = [begin(out, log, 2.0, todo, 0.5) for _ in range(3)]
     def look():
@@ -197,7 +204,7 @@ def test_stopped_and_continued_around_the_takeover_and_each_run_is_saved_once(tm
         assert all((out/"runs"/name).read_bytes() == data for name, data in seen.items()), "a row was overwritten"
     while any(p.is_alive() for p in three):
         alive = [p for p in three if p.is_alive()]
-        if stops < 24 and log.is_file():
+        if stops < wanted and log.is_file():
             some = chance.sample(alive, min(len(alive), 2))
             for p in some: os.kill(p.pid, signal.SIGSTOP)
             stops += len(some)
@@ -205,7 +212,7 @@ def test_stopped_and_continued_around_the_takeover_and_each_run_is_saved_once(tm
             for p in some: os.kill(p.pid, signal.SIGCONT)
         time.sleep(chance.uniform(0.1, 0.4)); look()
     look()
-    assert [p.exitcode for p in three] == [0, 0, 0] and stops >= 20
+    assert [p.exitcode for p in three] == [0, 0, 0] and stops >= wanted - 2
     saved = pd.Series([l.split(" ", 1)[1] for l in log.read_text().splitlines() if " saved " in l])
     assert len(seen) == len(todo) and sorted(saved.value_counts()) == [1]*len(todo), log.read_text()
     assert not (out/"failures").exists() and not [*out.rglob(".writing-*")]
