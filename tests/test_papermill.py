@@ -45,7 +45,7 @@ def test_parameters_arrive(tmp_path, out):
 
 
 def test_without_an_output_path_and_redirected(tmp_path, out):
-    done = execute(flags(methods="kd,qat", outputs=out, size="l1", limit=160, epochs=1, measure="file", recipe="v2(kd_transfer=50, min_steps=40)"), tmp_path)
+    done = execute(flags(methods="kd,qat", outputs=out, size="l1", limit=160, epochs=1, measure="file", recipe="v2(kd_transfer=50, min_steps=15)"), tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout)["nbformat"] == 4
     table = load_results(out).set_index(["size", "methods"])
@@ -69,7 +69,7 @@ def test_papermill_exits_with_the_error(tmp_path, notebook, wrong, message):
 
 
 @pytest.mark.parametrize("notebook, wrong, message", [
-    ("ablations", dict(sizes="l1"), "did you mean 'size'"), ("ablations", dict(make=False), "138 of 138 rows are missing"), ("ablations", dict(task="accept"), "parameter='task'"),
+    ("ablations", dict(sizes="l1"), "did you mean 'size'"), ("ablations", dict(make=False), "144 of 144 rows are missing"), ("ablations", dict(task="accept"), "parameter='task'"),
     ("speed", dict(mesure="all"), "did you mean 'measure'"), ("speed", dict(measure="trainin"), "did you mean 'training'"), ("figure1", dict(task="accept"), "did you mean 'tasks'"),
     ("table1", dict(tolerence=1), "did you mean 'tolerance'"), ("table1", dict(size_col="mb_disk"), "no column mb_disk"), ("findings", dict(tasks="cola"), "make grid"), ("findings", dict(tolerance=-1), "tolerance -1"), ("explore", dict(tolerence=1), "did you mean 'tolerance'"), ("figure1", dict(limits="acept=5"), "task:number"),
     ("grid", dict(size="l1"), "did you mean 'sizes'"), ("grid", dict(limits="accept=few", dry_run=True), "task:number"), ("grid", dict(engine="rai", dry_run=True), "did you mean 'ray'"), ("grid", dict(methods="qat; kd,mpp", dry_run=True), "did you mean 'mp'")])

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import psutil, pytest
 
+from combcomp import Run
+from combcomp.basics import DiskError
 from combcomp.study.runner import model_file, run
 from combcomp.study.plan import runs
 from combcomp.study.sweep import grid
@@ -47,6 +49,67 @@ def test_ray_survives_a_killed_worker(ray, tmp_path, out):
     try: table = grid(todo, out, engine="ray", log=QUIET, checkpoint=1.0)
     finally: over.set()
     assert killed and table["id"].tolist() == [c.id for c in todo]
+    for cfg in todo:
+        alone = run(cfg, tmp_path/"alone", log=QUIET)
+        assert alone["score"] == read_row(cfg.id, out)["score"] and model_file(cfg, out).read_bytes() == model_file(cfg, tmp_path/"alone").read_bytes()
+
+
+def test_a_full_disk_of_a_worker_ends_the_grid_with_its_own_words(ray, out, monkeypatch):
+    "The worker cannot write into its outputs folder; no run counts as failed"
+    (out/"models").write_text("a file where a folder has to be")
+    with pytest.raises((DiskError, OSError)) as stopped:
+        grid([Run(size="l1", task="accept", **FEW)], out, engine="ray", log=QUIET)
+    assert "ray::" not in str(stopped.value), "no traceback of a worker in the message"
+
+
+def holders(folder):
+    "The processes that hold leases of runs"
+    found = []
+    for lease in folder.glob("leases/*.lease"):
+        try: found.append(psutil.Process(int(lease.read_text().split("pid=")[1].split()[0])))
+        except (OSError, IndexError, psutil.Error): pass
+    return found
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("shared", [True, False], ids=["one folder for all", "no common folder"])
+def test_three_machines_two_of_which_die(shared, tmp_path, out):
+    "One is killed while it trains and one while it saves; all runs are made, equal to those of one process, none twice"
+    pytest.importorskip("ray")
+    import ray
+    from ray.cluster_utils import Cluster
+    cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0, include_dashboard=False))
+    places = [tmp_path/f"machine {i}" for i in range(3)]
+    for place in places:
+        place.mkdir()
+        cluster.add_node(num_cpus=1, env_vars=dict(TMPDIR=str(place)))
+    ray.init(address=cluster.address, log_to_driver=False)
+    todo = runs(["l1"], ["accept"], ["", "mp", "qat", "mp,qat", "ptq"], seeds=(0, 1), limit=300, recipe="v1")
+    folders = lambda: [out] if shared else [f for place in places for f in place.glob("combcomp-grid-*")]
+    killed, over, said = [], threading.Event(), []
+    def kill_a_machine(sign):
+        "Kill a worker and its raylet once a folder shows the sign"
+        while not over.is_set():
+            for folder in folders():
+                if [*folder.glob(sign)] and (some := holders(folder)):
+                    raylet = some[0].parent()
+                    for process in [*raylet.children(recursive=True), raylet]: process.kill()
+                    killed.append(sign)
+                    return
+            time.sleep(0.001)
+    def death():
+        kill_a_machine("cache/unfinished/*/stage-1/checkpoint-*")
+        time.sleep(5)
+        kill_a_machine("models/.writing-*")
+    threading.Thread(target=death, daemon=True).start()
+    try:
+        table = grid(todo, out, engine="ray", log=lambda t, **k: said.append(t), checkpoint=0.3, seen_as=None if shared else "/not/a/folder/here")
+    finally:
+        over.set(); ray.shutdown(); cluster.shutdown()
+    assert len(killed) == 2, (killed, said)
+    assert table["id"].tolist() == [c.id for c in todo] and not [*(out/"failures").glob("*")]
+    ended = [t.split("minilm")[1].split("  ")[0] for t in said if t.startswith("[")]
+    assert len(ended) == len({*ended}) == len(todo), ended
     for cfg in todo:
         alone = run(cfg, tmp_path/"alone", log=QUIET)
         assert alone["score"] == read_row(cfg.id, out)["score"] and model_file(cfg, out).read_bytes() == model_file(cfg, tmp_path/"alone").read_bytes()

@@ -202,12 +202,12 @@ def test_stale_prose_is_noticed(tmp_path):
     "One quoted number changed: the notebook ends in an error that names it"
     notebook = json.loads((check_sync.ROOT/"nbs/figure1.ipynb").read_text(encoding="utf-8"))
     for cell in notebook["cells"]:
-        cell["source"] = [line.replace('("71.2"', '("71.3"') for line in cell["source"]]
+        cell["source"] = [line.replace('("74.9"', '("74.8"') for line in cell["source"]]
     (tmp_path/"nbs").mkdir()
     (tmp_path/"nbs/figure1.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     shutil.copytree(check_sync.ROOT/"outputs", tmp_path/"outputs", ignore=shutil.ignore_patterns("cache", "models", "tour", "notebooks"))
     shutil.copy(check_sync.ROOT/"settings.ini", tmp_path)
-    with pytest.raises(Exception, match="the prose quotes 71.3, and the rows now give 71.2"): check_sync.executed("figure1", tmp_path/"made", tmp_path)
+    with pytest.raises(Exception, match="the prose quotes 74.8, and the rows now give 74.9"): check_sync.executed("figure1", tmp_path/"made", tmp_path)
 
 
 def test_the_report_needs_nothing_else(tmp_path):

@@ -10,7 +10,7 @@ __all__ = ['resources', 'product_files', 'products', 'receive', 'private_folder'
 import math, os, shutil, tempfile, time, uuid
 from pathlib import Path
 
-from ..basics import atomic_write, outputs_dir, throttle
+from ..basics import DiskError, atomic_write, outputs_dir, throttle
 from ..spec import Run, describe_registry, restore_registry
 from ..models.sizes import BERT, encoder_parameters
 from .store import failure_file, parse_row, row_file, save_failure, save_row
@@ -126,7 +126,10 @@ class Driver:
         errors = self.ray.exceptions
         try:
             state, files = self.ray.get(task)
-        except (errors.WorkerCrashedError, errors.OutOfMemoryError) as e:
+        except DiskError as e: # Ray's error is also one, with the worker's traceback as its text
+            raise DiskError(str(getattr(e, "cause", e))) from None
+        except (errors.WorkerCrashedError, errors.OutOfMemoryError, errors.NodeDiedError,
+                errors.ObjectLostError) as e:
             save_failure(run, e, self.sweep.outputs)
             self.progress.ended(run)
             return
