@@ -488,6 +488,7 @@ def run(
     check_measures(measure)
     tracking(report_to)
     ctx = Context(writable(outputs_dir(outputs)), log, checkpoint, report_to)
-    remove_leftovers(ctx.outputs)
+    if force or intact_row(resolve_task(cfg).id, ctx.outputs) is None: # it will be made
+        remove_leftovers(ctx.outputs)
     with hushed():
         return run_in(cfg, ctx, force, measure)

@@ -44,7 +44,7 @@ class Sweep:
         self.damaged = set() # ids of rows that cannot be used; their runs are made again
         self.estimated_from = 0 # rows that were done at the last estimate
         self.refresh()
-        self.begun, self.already = time.time(), {*self.rows} # ids that were done at the beginning
+        self.begun, self.already = time.monotonic(), {*self.rows} # ids that were done at the beginning
 
     def refresh(self):
         "List the folders again and read the rows that are new"
@@ -52,8 +52,8 @@ class Sweep:
         found, wanted = listed("runs", ".json"), {*self.ids.values()}
         self.rows = {id: row for id, row in self.rows.items() if id in found}
         for id in (found & wanted) - {*self.rows}:
-            quiet = lambda *text, **kwargs: None
-            row = intact_row(id, self.outputs, quiet if id in self.damaged else self.log)
+            told = [] if id in self.damaged else [self.log] # a damaged row is reported once
+            row = intact_row(id, self.outputs, *told)
             if row: # None also if another process removed it meanwhile
                 self.rows[id] = row
             else:
@@ -206,7 +206,7 @@ def time_left(sweep:Sweep) -> float: # seconds; NaN without a finished run
     left = sum(sweep.costs[run] for run in sweep.pending())
     new = {*sweep.rows} - sweep.already
     done = sum(sweep.costs[run] for run in sweep.todo if sweep.ids[run] in new)
-    return remaining(time.time() - sweep.begun, done, left) if done else left
+    return remaining(time.monotonic() - sweep.begun, done, left) if done else left
 
 def progress_line(sweep:Sweep, run:Run) -> str:
     "A run that ended, and how many are left"
@@ -218,7 +218,7 @@ def progress_line(sweep:Sweep, run:Run) -> str:
     else:
         what = f"FAILED {failure['error'] if failure else ''}"
     ended, every = len(sweep.todo) - len(sweep.pending()), len(sweep.todo)
-    spent, left = duration(time.time() - sweep.begun), duration(time_left(sweep))
+    spent, left = duration(time.monotonic() - sweep.begun), duration(time_left(sweep))
     return f"[{ended:>{len(str(every))}}/{every}] {label(run):44} {what} | {spent}, {left} left"
 
 class Progress:
