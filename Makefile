@@ -35,12 +35,12 @@ venv: $(ALL) ## install everything into .venv
 $(READY): settings.ini setup.py pyproject.toml
 	@echo "Installing what a run needs into $(VENV): 2.2 GB, some minutes, once"
 	@$(PYTHON) -m venv $(VENV) || { echo "No venv: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
-	@$(IN) pip install -q -e '.[demo]'
+	@$(IN) pip install -q --no-compile -e '.[demo]'
 	@touch $@
 
 $(ALL): $(READY)
 	@echo "Installing the tests, the runtimes and Ray as well: 0.9 GB more"
-	@$(IN) pip install -q -e '.[dev,demo,runtime,peers,ray]'
+	@$(IN) pip install -q --no-compile -e '.[dev,demo,runtime,peers,ray]'
 	@touch $@
 
 run: $(READY) ## train, measure and append one row; the executed notebook is outputs/notebooks/run.ipynb

@@ -153,9 +153,11 @@ class MP:
     scope: str = "layer" # threshold per `layer`, or one `global` threshold
     start: float = 0.1 # training progress at which pruning begins
     end: float = 0.7 # training progress at which it is done
+    neurons: float = 0.0 # fraction of the feed-forward neurons that are removed, [0, 1)
 
     def __post_init__(self):
-        check_fields(self, sparsity=(float, 0, 1, ")"), start=(float, 0, 1), end=(float, 0, 1))
+        check_fields(self, sparsity=(float, 0, 1, ")"), start=(float, 0, 1), end=(float, 0, 1),
+                     neurons=(float, 0, 1, ")"))
         for name, allowed in dict(schedule=("linear", "cubic", "oneshot"), scope=("layer", "global")).items():
             if getattr(self, name) not in allowed:
                 bad_value("mp", name, getattr(self, name), allowed)
@@ -169,7 +171,8 @@ class MP:
         where = layers if self.scope == "layer" else "all linear layers of the encoder together"
         tables = ", and of the embeddings," if self.embeddings else ""
         weights = f"the smallest {100*self.sparsity:g}% of the weights"
-        return f"*magnitude pruning*: {weights} of {where}{tables} are zero"
+        removed = f"{100*self.neurons:g}% of the feed-forward neurons are removed, and "
+        return f"*magnitude pruning*: {removed if self.neurons else ''}{weights} of {where}{tables} are zero"
 
 register(MethodInfo(MP, "combcomp.compress.pruning:Prune", order=30, label="magnitude pruning", tag="pruning",
                     colour="#56B4E9", curve="sparsity", slows="updates"))
