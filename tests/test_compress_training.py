@@ -162,7 +162,8 @@ def test_a_damaged_checkpoint_is_not_used(accept, tmp_path):
         assert any(f"{newest.name} is incomplete or damaged" in t for t in said), name
 
 
-@pytest.mark.parametrize("methods", ("qat(bits=16, activations=16, embeddings=16)", "qat(bits=2)", "qat(activations=None)", "mp(embeddings=True, scope='global', schedule='cubic'),qat(bits=4)"))
+@pytest.mark.parametrize("methods", ("qat(bits=16, activations=16, embeddings=16)", "qat(bits=2)", "qat(activations=None)", "mp(embeddings=True, scope='global', schedule='cubic'),qat(bits=4)",
+                                     "mp(neurons=0.5, embeddings=True, scope='global'),qat(bits=4)"))
 def test_options_reach_the_file(methods, accept, tmp_path):
     "Every option trains, converts, packs, and is there in the unpacked model"
     task, tok, data, texts = accept
@@ -177,6 +178,7 @@ def test_options_reach_the_file(methods, accept, tmp_path):
         pruned = encoder_linears(back) | embeddings(back)
         total = sum(m.weight.numel() for m in pruned.values())
         assert sum(m.weight_pruned for m in pruned.values()) == round(0.6*total)
+        assert back.config.intermediate_size == back.bert.encoder.layer[0].output.dense.in_features == round(1536*(1 - spec["mp"].neurons))
 
 
 # What a family may be
