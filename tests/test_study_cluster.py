@@ -19,7 +19,7 @@ FEW = dict(limit=300, epochs=1)
 def ray():
     "A Ray of two cores"
     ray = pytest.importorskip("ray")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield ray
     ray.shutdown()
 
@@ -77,30 +77,24 @@ def holders(folder):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("shared", [True, False], ids=["one folder for all", "no common folder"])
-def test_three_machines_two_of_which_die(shared, tmp_path, out):
-    "One is killed while it trains and one while it saves; all runs are made, equal to those of one process, none twice"
+def test_three_machines_two_of_which_die(tmp_path, out):
+    "They share a folder. One is killed while it trains and one while it saves; all runs are made, equal to those of one process, none twice"
     pytest.importorskip("ray")
     import ray
     from ray.cluster_utils import Cluster
     cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0, include_dashboard=False))
-    places = [tmp_path/f"machine {i}" for i in range(3)]
-    for place in places:
-        place.mkdir()
-        cluster.add_node(num_cpus=1, env_vars=dict(TMPDIR=str(place)))
+    for _ in range(3): cluster.add_node(num_cpus=1)
     ray.init(address=cluster.address, log_to_driver=False)
     todo = runs(["l1"], ["accept"], ["", "mp", "qat", "mp,qat", "ptq"], seeds=(0, 1), limit=300, recipe="v1")
-    folders = lambda: [out] if shared else [f for place in places for f in place.glob("combcomp-grid-*")]
     killed, over, said = [], threading.Event(), []
     def kill_a_machine(sign):
         "Kill a worker and its raylet once a folder shows the sign"
         while not over.is_set():
-            for folder in folders():
-                if [*folder.glob(sign)] and (some := holders(folder)):
-                    raylet = some[0].parent()
-                    for process in [*raylet.children(recursive=True), raylet]: process.kill()
-                    killed.append(sign)
-                    return
+            if [*out.glob(sign)] and (some := holders(out)):
+                raylet = some[0].parent()
+                for process in [*raylet.children(recursive=True), raylet]: process.kill()
+                killed.append(sign)
+                return
             time.sleep(0.001)
     def death():
         kill_a_machine("cache/unfinished/*/stage-1/checkpoint-*")
@@ -108,7 +102,7 @@ def test_three_machines_two_of_which_die(shared, tmp_path, out):
         kill_a_machine("models/.writing-*")
     threading.Thread(target=death, daemon=True).start()
     try:
-        table = grid(todo, out, engine="ray", log=lambda t, **k: said.append(t), checkpoint=0.3, seen_as=None if shared else "/not/a/folder/here")
+        table = grid(todo, out, engine="ray", log=lambda t, **k: said.append(t), checkpoint=0.3)
     finally:
         over.set(); ray.shutdown(); cluster.shutdown()
     assert len(killed) == 2, (killed, said)
