@@ -207,7 +207,7 @@ def test_stale_prose_is_noticed(tmp_path):
     (tmp_path/"nbs/figure1.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     shutil.copytree(check_sync.ROOT/"outputs", tmp_path/"outputs", ignore=shutil.ignore_patterns("cache", "models", "tour", "notebooks"))
     shutil.copy(check_sync.ROOT/"settings.ini", tmp_path)
-    with pytest.raises(Exception, match="the prose quotes 74.8, and the rows now give 74.9"): check_sync.executed("figure1", tmp_path/"made", tmp_path)
+    with pytest.raises(Exception, match="the prose quotes 74.8, and the rows now give 74.87"): check_sync.executed("figure1", tmp_path/"made", tmp_path)
 
 
 def test_the_report_needs_nothing_else(tmp_path):

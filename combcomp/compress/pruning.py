@@ -103,7 +103,8 @@ class Prune(Method):
         self.blocks = feed_forwards(model)
         for into, _ in self.blocks:
             if round(self.mp.neurons*into.out_features) == into.out_features:
-                raise ValueError(f"mp: neurons={self.mp.neurons:g} leaves none of {into.out_features} neurons")
+                raise ValueError(f"mp: neurons={self.mp.neurons:g} leaves none of {into.out_features} "
+                                 "neurons")
             self.biases.append(Mask(into.bias))
             parametrize.register_parametrization(into, "bias", self.biases[-1])
 

@@ -194,7 +194,8 @@ def opened_arrays(path:Path): # yields the arrays by name
             yield arrays
     except FileNotFoundError:
         raise
-    except (ValueError, KeyError, EOFError, NotImplementedError, OSError, zipfile.BadZipFile, zlib.error) as e:
+    except (ValueError, KeyError, EOFError, NotImplementedError, OSError, zipfile.BadZipFile,
+            zlib.error) as e:
         raise ValueError(f"{rel_path(path)} is damaged ({e}); delete it and make the run again") from None
 
 def load_predictions(id:str, outputs=None): # (predicted, labels)
@@ -350,7 +351,8 @@ def release(outputs=None) -> Path: # outputs/results.csv
     with StagedFiles() as files:
         write_arrays(predictions, files.add, **gather_predictions(scored, outputs))
         files.add(path, lambda p: Path(p).write_text(text, encoding="utf-8"))
-        manifest = dict(rows={id: value for id, value, _ in line_hashes(text)}, predictions=file_hash(next(iter(files.files))))
+        rows = {id: value for id, value, _ in line_hashes(text)}
+        manifest = dict(rows=rows, predictions=file_hash(next(iter(files.files))))
         files.add(path.with_name(MANIFEST), lambda p: Path(p).write_text(json.dumps(manifest, indent=0)))
         files.publish()
     return path
