@@ -4,6 +4,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "2") # before anything loads torch
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import json, re, shutil, subprocess, sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,20 @@ def cache(tmp_path_factory):
         if (REPO/"outputs"/"cache"/kind).is_dir(): shutil.copytree(REPO/"outputs"/"cache"/kind, folder/kind)
     load_task("supersense", cache=folder); load_task("accept", cache=folder)
     return folder
+
+
+@contextmanager
+def small_disk(folder, megabytes, cache):
+    "A real disk of a size, with a link to the cache, inside a block; the test is skipped where none can be mounted"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no small disk can be mounted here")
+    try:
+        (folder/"cache").symlink_to(cache)
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.fixture

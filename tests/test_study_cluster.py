@@ -1,8 +1,10 @@
 "Grids on Ray, here started on this machine: a worker is killed, and workers that do not see the driver's folder"
-import os, subprocess, tempfile, threading, time
+import tempfile, threading, time
 from pathlib import Path
 
 import psutil, pytest
+
+from conftest import small_disk
 
 from combcomp import Run
 from combcomp.basics import DiskError
@@ -56,15 +58,10 @@ def test_ray_survives_a_killed_worker(ray, tmp_path, out):
 
 def test_a_full_disk_of_a_worker_ends_the_grid_with_its_own_words(ray, tmp_path, cache):
     "On a real small disk, where one can be mounted; no run counts as failed"
-    disk = tmp_path/"disk"; disk.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=30m", "tmpfs", str(disk)], capture_output=True).returncode:
-        pytest.skip("no small disk can be mounted here")
-    try:
-        (disk/"cache").symlink_to(cache)
+    with small_disk(tmp_path/"disk", 30, cache) as disk:
         with pytest.raises(DiskError, match="MB are free, and minilm l1 .* needs about") as stopped:
             grid([Run(size="l1", task="accept", **FEW)], disk, engine="ray", log=QUIET)
         assert "ray::" not in str(stopped.value) and not (disk/"failures").exists()
-    finally: subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def holders(folder):

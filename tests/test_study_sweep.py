@@ -1,5 +1,5 @@
 "Grids are killed, stopped, doubled and starved here, and in the end have what an undisturbed one has. (Processes are forked from one that has loaded torch.)"
-import errno, json, multiprocessing, os, random, shutil, signal, subprocess, sys, threading, time, warnings
+import errno, json, multiprocessing, os, random, shutil, signal, sys, threading, time, warnings
 from pathlib import Path
 from unittest import mock
 
@@ -12,6 +12,7 @@ from combcomp.study.plan import runs
 from combcomp.study.sweep import GridFailed, Sweep, grid, status, work as make_all
 from combcomp.study.schedule import estimate, finished, ordered, remaining
 from combcomp.study.store import load_rows, read_failure, read_row
+from conftest import small_disk
 from test_compress_training import lay, tiny
 
 QUIET = lambda *args, **kwargs: None
@@ -106,12 +107,9 @@ def full(*args, **kwargs): raise OSError(errno.ENOSPC, "No space left on device"
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_full_disk_stops_the_grid_and_the_same_command_goes_on(workers, tmp_path, cache):
     "On a real small disk, where one can be mounted"
-    disk = tmp_path/"disk"; disk.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(disk)], capture_output=True).returncode:
-        pytest.skip("no small disk can be mounted here")
-    try:
+    with small_disk(tmp_path/"disk", 80, cache) as disk:
         todo, filler = [Run(size="l1", task="accept", seed=s, **FEW) for s in (0, 1)], disk/"filler"
-        (disk/"cache").symlink_to(cache); filler.write_bytes(bytes(50*10**6)); said = []
+        filler.write_bytes(bytes(50*10**6)); said = []
         with pytest.raises(DiskError, match=r"MB are free, and minilm l1 .* needs about \d+ MB") as stopped:
             grid(todo, disk, workers=workers, log=lambda t, **k: said.append(t))
         assert "NOT ENOUGH" in said[0] and "GB of disk" in said[0] and "the same command goes on" in str(stopped.value)
@@ -120,7 +118,6 @@ def test_a_full_disk_stops_the_grid_and_the_same_command_goes_on(workers, tmp_pa
         for run in todo[workers - 1:]: # one after the other, as two models are too much for this disk
             assert len(grid([run], disk, log=QUIET, workers=workers, keep="rows")) == 1
         assert not [*(disk/"models").iterdir()] and len([*(disk/"runs").iterdir()]) == 3 - workers
-    finally: subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_what_no_disk_holds_is_no_failure_of_the_run(out, monkeypatch):

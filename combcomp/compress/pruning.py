@@ -119,25 +119,16 @@ class Prune(Method):
 
     def prune_to(self, level, neurons=0.0):
         "Recompute every mask for a sparsity and a share of neurons"
-        rows, columns = {}, {} # module -> the neurons that it keeps
+        kept = {} # module -> the part of its weight whose neurons are kept; all of it where there is none
         for (into, out), mask in zip(self.blocks, self.biases):
             mask.keep.copy_(keep_mask(neuron_magnitudes(original(into), original(out)), neurons))
             mask.level.fill_(neurons)
-            rows[into] = columns[out] = mask.keep
-        left = [] # of each weight, the part whose neurons are kept
-        for module in self.modules.values():
-            w = original(module)
-            w = w[rows[module]] if module in rows else w
-            left.append(w[:, columns[module]] if module in columns else w)
-        masks = zip(self.modules.values(), self.masks.values(), keep_masks(left, level, self.mp.scope))
+            kept[into], kept[out] = (mask.keep, slice(None)), (slice(None), mask.keep)
+        weights = [original(module)[kept.get(module, ...)] for module in self.modules.values()]
+        masks = zip(self.modules.values(), self.masks.values(), keep_masks(weights, level, self.mp.scope))
         for module, mask, keep in masks:
             mask.keep.fill_(False)
-            if module in rows:
-                mask.keep[rows[module]] = keep
-            elif module in columns:
-                mask.keep[:, columns[module]] = keep
-            else:
-                mask.keep.copy_(keep)
+            mask.keep[kept.get(module, ...)] = keep
             mask.level.fill_(level)
 
     @torch.no_grad()

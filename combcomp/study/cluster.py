@@ -159,9 +159,9 @@ def connect(): # the module `ray`
         raise ImportError("engine 'ray' needs an extra: pip install 'combcomp[ray]'") from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0") # Ray reports to its makers otherwise
     if not ray.is_initialized():
-        local = "RAY_ADDRESS" not in os.environ # else Ray looks for a cluster that was here before, and waits
-        ray.init("local" if local else None, include_dashboard=False if local else None, log_to_driver=True,
-                 logging_level="warning")
+        local = dict(address="local", include_dashboard=False) # without it Ray may wait for one that is gone
+        where = {} if "RAY_ADDRESS" in os.environ else local
+        ray.init(**where, log_to_driver=True, logging_level="warning")
     return ray
 
 # %% ../../nbs/study/05_cluster.ipynb #eb3a8ede

@@ -212,7 +212,6 @@ def load_predictions(id:str, outputs=None): # (predicted, labels)
     raise FileNotFoundError(f"no predictions of run {id}: there is no {rel_path(own)}, and they are not in "
                             f"{rel_path(released)}; make the run again")
 
-
 # %% ../../nbs/study/01_store.ipynb #3f000001
 def load_rows(
     folder, # of outputs
@@ -300,7 +299,6 @@ def no_rows(): # a DataFrame
     "A table of results without rows"
     import pandas as pd
     return pd.DataFrame(columns=[*Run.__dataclass_fields__, "id", "score"])
-
 
 # %% ../../nbs/study/01_store.ipynb #36a52586
 def load_results(
