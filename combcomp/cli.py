@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CODES', 'RUN', 'GRID', 'STUDY', 'COMMANDS', 'METAVARS', 'Option', 'options', 'Answer', 'Failed', 'as_failure',
            'run_and_compare', 'conclusion', 'run_command', 'records', 'score_table', 'print_or_exit', 'grid_command',
-           'find_model', 'check_free', 'load_checkpoint', 'origin', 'pack_command', 'find_tokenizer', 'Opened',
+           'find_model', 'check_free', 'load_checkpoint', 'origin', 'pack_command', 'Opened', 'find_tokenizer',
            'open_model', 'unpack_command', 'validation_set', 'describe_export', 'export_command', 'format_table',
            'Study', 'pick_study', 'recommend_command', 'sizes_command', 'Command', 'add_option', 'Parser', 'parser',
            'parse', 'as_options', 'report_error', 'print_warning', 'execute', 'flush_output', 'main']
@@ -274,24 +274,26 @@ def pack_command(
     return Answer(data, f"{rel_path(path)}  {about['bytes']/1e6:.2f} MB  labels {', '.join(labels)}")
 
 # %% ../nbs/cli.ipynb #fe9f9d3d
-def find_tokenizer(
-    about:dict, # from `inspect`
-    row, # of its run, or None
-    given:str="", # a hub name or folder that comes first
-): # a tokenizer, or None if neither the file nor the row names one
-    "The tokenizer of a packed file"
-    from transformers import AutoTokenizer
-    from combcomp.models.encoders import from_hub, load_tokenizer
-    name = given or about["tokenizer"]
-    if name and isinstance(name, str):
-        return from_hub(AutoTokenizer, name)
-    return load_tokenizer(row["family"], row["size"]) if row else None
-
 class Opened(NamedTuple):
     "A packed file that is loaded"
     model: Any
     about: dict # from `inspect`
     row: Any # the row of its run, or None
+    tokenizer: Any # that is in the file, or None
+
+def find_tokenizer(
+    opened:Opened,
+    given:str="", # a hub name or folder that comes first
+): # a tokenizer, or None if the file has none and neither it nor the row names one
+    "The tokenizer of a packed file"
+    from transformers import AutoTokenizer
+    from combcomp.models.encoders import from_hub, load_tokenizer
+    if opened.tokenizer and not given:
+        return opened.tokenizer
+    name, row = given or opened.about["tokenizer"], opened.row
+    if name and isinstance(name, str):
+        return from_hub(AutoTokenizer, name)
+    return load_tokenizer(row["family"], row["size"]) if row else None
 
 def open_model(
     name:str, # as for `find_model`
@@ -299,13 +301,13 @@ def open_model(
 ) -> Opened:
     "Load a packed file by name; `Failed` if it is damaged"
     path = find_model(name, outputs)
-    from combcomp.ship.packed_file import inspect, unpack
+    from combcomp.ship.packed_file import inspect, stored_tokenizer, unpack
     from combcomp.study.store import load_results
     with as_failure():
-        model, about = unpack(path), inspect(path)
+        model, about, tokenizer = unpack(path), inspect(path), stored_tokenizer(path)
     run = origin(about)["run"]
     row = next((r for r in records(load_results(outputs)) if r["id"] == run), None)
-    return Opened(model, about, row)
+    return Opened(model, about, row, tokenizer)
 
 # %% ../nbs/cli.ipynb #6359233c
 def unpack_command(
@@ -317,8 +319,9 @@ def unpack_command(
 ) -> Answer:
     "Write a packed model as a transformers folder, with its tokenizer"
     folder = check_free(out, force, folder=True)
-    model, about, row = open_model(id_or_file, outputs)
-    found = find_tokenizer(about, row, tokenizer)
+    opened = open_model(id_or_file, outputs)
+    model, about, row, _ = opened
+    found = find_tokenizer(opened, tokenizer)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as new: # moved when complete; other files in the folder stay
         for part in (model, found):
@@ -373,12 +376,13 @@ def export_command(
     if runtime not in FILES:
         bad_value("export", "runtime", runtime, FILES)
     folder = check_free(out, force, folder=True)
-    model, about, row = open_model(id_or_file, outputs)
+    opened = open_model(id_or_file, outputs)
+    model, about, row, _ = opened
     task = task or origin(about)["task"]
     if not task:
         raise ValueError("export: the file does not name the task of its model; give task=NAME, or task=none "
                          "to leave out the comparison")
-    found = find_tokenizer(about, row, tokenizer)
+    found = find_tokenizer(opened, tokenizer)
     if found is None:
         raise ValueError("export: the file names no tokenizer; give tokenizer=NAME, a hub name or folder")
     name, data = (None, False) if task == "none" else (task, validation_set(task, outputs))

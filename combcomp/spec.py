@@ -14,11 +14,11 @@ from .basics import bad_value, check_fields, import_object, import_path, split_l
 # %% auto #0
 __all__ = ['GLUE', 'WORDNET', 'FAMILIES', 'METHODS', 'QUANTIZE', 'SUBSETS', 'TASKS', 'FILE', 'OPTIONS', 'FILE_TASKS', 'RECIPES',
            'RECIPE', 'SCHEMA', 'BUILT_IN', 'changes', 'MethodInfo', 'register', 'unregister', 'info_of', 'KD', 'MP',
-           'Quantization', 'QAT', 'PTQ', 'method_name', 'parse', 'canonical', 'subsets', 'subset_of', 'table_order',
-           'with_options', 'Task', 'register_task', 'parse_file_task', 'file_task', 'check_task', 'full_task_name',
-           'task_title', 'last_part', 'portable', 'Recipe', 'recipe_of', 'canonical_recipe', 'Combination', 'Run',
-           'teacher_run', 'learning_rate', 'recipe_epochs', 'resolve_task', 'task_names', 'limits_of',
-           'describe_registry', 'restore_registry']
+           'Quantization', 'QAT', 'PTQ', 'Vocab', 'method_name', 'parse', 'canonical', 'subsets', 'subset_of',
+           'table_order', 'with_options', 'Task', 'register_task', 'parse_file_task', 'file_task', 'check_task',
+           'full_task_name', 'task_title', 'last_part', 'portable', 'Recipe', 'recipe_of', 'canonical_recipe',
+           'Combination', 'Run', 'teacher_run', 'learning_rate', 'recipe_epochs', 'resolve_task', 'task_names',
+           'limits_of', 'describe_registry', 'restore_registry']
 
 # %% ../nbs/spec.ipynb #f17cac26
 GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte") # by hub name, nyu-mll/glue
@@ -47,6 +47,7 @@ class MethodInfo:
     tag: str = "" # on the hub; "" is the label
     colour: str = "" # in figures; "" is one that depends on the name
     trains: bool = True # acts in training? If False it acts once, after the last training
+    tokenizes: bool = False # changes the tokenizer, before the first training?
     form_of: str = "" # the method of which it is another form; both in one combination is an error
     curve: str = "" # the option that is varied along a curve of sizes, such as a sparsity
     slows: str = "" # what its extra time in training grows with: `examples`, `updates`, or neither
@@ -226,6 +227,21 @@ register(MethodInfo(QAT, QUANTIZE, order=40, label="quantization-aware training"
 register(MethodInfo(PTQ, QUANTIZE, order=40, label="post-training quantization", tag="quantization",
                     trains=False, form_of="qat"))
 
+# %% ../nbs/spec.ipynb #e5ef57f3
+@dataclass(frozen=True)
+class Vocab:
+    "Vocabulary trimming: fewer word pieces, and fewer rows in the table of their embeddings"
+    rows: int = 8000 # word pieces that are kept: special ones, single characters, and the most frequent
+
+    def __post_init__(self): check_fields(self, rows=(int, 8, 10**6))
+
+    def describe(self) -> str:
+        return (f"*vocabulary trimming*: {self.rows:,} word pieces are left; a word whose piece is gone is "
+                "split into smaller ones")
+
+register(MethodInfo(Vocab, "combcomp.compress.vocabulary:Trim", order=5, label="vocabulary trimming",
+                    tag="vocabulary-trimming", colour="#CC79A7", tokenizes=True))
+
 # %% ../nbs/spec.ipynb #5ee46954
 def _options(cls, keywords, where):
     "Keyword arguments of one record from syntax nodes; ValueError for an unknown name or no literal"
@@ -297,6 +313,9 @@ def _parse(text, registry):
         if info.form_of in names:
             raise ValueError(f"methods: {text[:60]!r} has {info.name} and {info.form_of}, "
                              "two forms of one method; choose one of them")
+        if info.tokenizes and i:
+            raise ValueError(f"methods: {info.name} in {text[:60]!r} acts before training; "
+                             f"put {info.name} in the first stage")
         if not info.trains and i + 1 < len(stages):
             raise ValueError(f"methods: {info.name} in {text[:60]!r} acts after training; "
                              f"put {info.name} in the last stage")
@@ -507,6 +526,7 @@ class Recipe:
     rate: float = 5e-4 # peak learning rate of one layer of width 384, and of anything smaller
     depth: float = 0.8 # the rate falls with the number of layers to this power,
     width: float = 1.0 # and with the width to this one
+    pairs: float = 0.4 # the rate of a task of two texts, as a multiple of that
     head: float = 1.0 # the head's rate as a multiple of the encoder's
     layer_decay: float = 1.0 # the rate of a layer as a share of the rate of the layer above it
     warmup: float = 0.1 # share of the steps in which the rate rises; after them it falls linearly to 0
@@ -524,7 +544,8 @@ class Recipe:
 
     def __post_init__(self):
         check_fields(self, rate=(float, 0, 1, "("), depth=(float, 0, 4), width=(float, 0, 4),
-                     head=(float, 0, 1000, "("), layer_decay=(float, 0, 1, "("), warmup=(float, 0, 1),
+                     pairs=(float, 0, 10, "("), head=(float, 0, 1000, "("),
+                     layer_decay=(float, 0, 1, "("), warmup=(float, 0, 1),
                      weight_decay=(float, 0, 1), dropout=(float, 0, 1, ")"), average=(float, 0, 1),
                      epochs=(float, 0, 1000, "("), min_steps=(int, 0, 10**9),
                      max_epochs=(float, 0, 1000, "("), kd_alpha=(float, 0, 1),
@@ -533,14 +554,15 @@ class Recipe:
             if not isinstance(getattr(self, name), bool):
                 bad_value("recipe", name, getattr(self, name), (True, False))
 
-RECIPES = dict(v1=Recipe(depth=0.5, width=2.0, standardize=False, min_steps=0, kd_alpha=0.5, kd_transfer=0,
-                         used_rows=False),
-               v2=Recipe())
-RECIPE = "v2" # the present one
+RECIPES = dict(v1=Recipe(depth=0.5, width=2.0, pairs=1.0, standardize=False, min_steps=0, kd_alpha=0.5,
+                         kd_transfer=0, used_rows=False),
+               v2=Recipe(pairs=1.0),
+               v3=Recipe())
+RECIPE = "v3" # the present one
 
 @lru_cache(1024)
 def recipe_of(text:str) -> Recipe:
-    "The recipe that a text names, a version with changes as in `v2(dropout=0.0)`; else ValueError"
+    "The recipe that a text names, a version with changes as in `v3(dropout=0.0)`; else ValueError"
     m = re.fullmatch(r"\s*(\w+)\s*(\(.*\))?\s*", str(text), re.S)
     if not m or m[1] not in RECIPES:
         bad_value("Run", "recipe", text, [*RECIPES])
@@ -549,7 +571,7 @@ def recipe_of(text:str) -> Recipe:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         call = None
     if not isinstance(call, ast.Call) or call.args:
-        bad_value("Run", "recipe", text, "a version, or with changes, as in v2(dropout=0.0)")
+        bad_value("Run", "recipe", text, "a version, or with changes, as in v3(dropout=0.0)")
     return replace(RECIPES[m[1]], **_options(Recipe, call.keywords, "recipe"))
 
 @lru_cache(1024)
@@ -664,9 +686,11 @@ def teacher_run(run:Run) -> Run: # the run whose model teaches `run`
 def learning_rate(
     layers:int, hidden:int,
     recipe:Recipe=Recipe(),
+    texts:int=1, # that an example has, 1 or 2
 ) -> float: # peak rate of AdamW
-    "A peak learning rate for an encoder of this depth and width"
-    return float(f"{recipe.rate*min(1, (384/hidden)**recipe.width/layers**recipe.depth):.1e}")
+    "A peak learning rate for an encoder of this depth and width and a task of one text or two"
+    of_task = recipe.rate*(recipe.pairs if texts == 2 else 1)
+    return float(f"{of_task*min(1, (384/hidden)**recipe.width/layers**recipe.depth):.1e}")
 
 # %% ../nbs/spec.ipynb #c0000001
 def recipe_epochs(

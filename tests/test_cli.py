@@ -12,7 +12,7 @@ from conftest import REPO
 
 SMALL = dict(size="l1", task="accept", limit=64, epochs=1.0)
 QAT = Run(methods="qat", **SMALL)
-STUDY = "--tasks accept --limits 64 --epochs 1 --batch_size 32 --recipe v2"
+STUDY = "--tasks accept --limits 64 --epochs 1 --batch_size 32 --recipe v3"
 
 
 def command(*words, **kwargs):
@@ -244,8 +244,8 @@ def test_recommend(made):
     assert do(f"recommend --megabytes 1 {STUDY} --json --outputs", out)[:2] == (3, "[]\n") and "the nearest of" in do(f"recommend --megabytes 1 {STUDY} --outputs", out)[2]
     assert "give --megabytes, --milliseconds or --score" in refused(f"recommend {STUDY} --outputs", out) and "no row has ms_openvino" in refused(f"recommend --milliseconds 5 {STUDY} --outputs", out)
     assert do("recommend --megabytes 14")[0] == 0, "the released rows"
-    assert "(64 examples, 1 epoch, batches of 32, recipe v2)" in do("recommend --megabytes 20 --tasks accept --outputs", out)[1], "the only training there is"
-    assert "a training that has rows: --limits '64' --epochs 1 --batch_size 32 --recipe 'v2' (" in refused("recommend --megabytes 20 --tasks accept --batch_size 8 --outputs", out)
+    assert "(64 examples, 1 epoch, batches of 32, recipe v3)" in do("recommend --megabytes 20 --tasks accept --outputs", out)[1], "the only training there is"
+    assert "a training that has rows: --limits '64' --epochs 1 --batch_size 32 --recipe 'v3' (" in refused("recommend --megabytes 20 --tasks accept --batch_size 8 --outputs", out)
 
 
 def test_sizes():

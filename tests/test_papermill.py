@@ -45,7 +45,7 @@ def test_parameters_arrive(tmp_path, out):
 
 
 def test_without_an_output_path_and_redirected(tmp_path, out):
-    done = execute(flags(methods="kd,qat", outputs=out, size="l1", limit=160, epochs=1, measure="file", recipe="v2(kd_transfer=50, min_steps=15)"), tmp_path)
+    done = execute(flags(methods="kd,qat", outputs=out, size="l1", limit=160, epochs=1, measure="file", recipe="v3(kd_transfer=50, min_steps=15)"), tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout)["nbformat"] == 4
     table = load_results(out).set_index(["size", "methods"])

@@ -186,7 +186,7 @@ def test_wrong_registrations():
     for field, value in dict(slows="steps", curve="y", form_of="qta").items():
         with pytest.raises(ValueError, match=f"{field}='{value}'"):
             register(MethodInfo(Tilt, Tilted, order=1, label="x", **{field: value}))
-    assert [*METHODS] == ["kd", "mp", "qat", "ptq"]
+    assert [*METHODS] == ["kd", "mp", "qat", "ptq", "vocab"]
     with pytest.raises(ModuleNotFoundError): MethodInfo(Tilt, "no.such:Class", order=1, label="x").load()
 
 

@@ -266,7 +266,7 @@ def forge(path, change, arrays=None):
 
 WORD, POOL = "bert.embeddings.word_embeddings.weight", "bert.pooler.dense.weight"
 LIES = {
-    "newer": (lambda h: h.update(version=2), "version 2"),
+    "newer": (lambda h: h.update(version=3), "version 3"),
     "other format": (lambda h: h.update(format="pickle"), "no readable header"),
     "hidden": (lambda h: h["config"].update(hidden_size=2**40), "hidden_size"),
     "layers": (lambda h: h["config"].update(num_hidden_layers=10**6), "num_hidden_layers"),

@@ -24,7 +24,7 @@ from transformers.integrations import integration_utils
 from ..basics import atomic_write, bad_value, file_hashes, is_disk_error, json_hash, rel_path
 from ..spec import Recipe, info_of, method_name
 from .methods import Method, convert, prepare, total_loss
-from ..models.encoders import bf16_is_native
+from ..models.encoders import bf16_is_fast
 from .quantization import calibrate, Quantize
 
 # %% ../../nbs/compress/05_training.ipynb #1a0121e2
@@ -65,7 +65,7 @@ def arguments(
     return TrainingArguments(
         output_dir=str(folder), seed=seed, num_train_epochs=epochs, per_device_train_batch_size=batch_size,
         learning_rate=lr, optim="adamw_torch_fused", weight_decay=recipe.weight_decay,
-        warmup_steps=recipe.warmup, lr_scheduler_type="linear", max_grad_norm=1.0, bf16=bf16_is_native(),
+        warmup_steps=recipe.warmup, lr_scheduler_type="linear", max_grad_norm=1.0, bf16=bf16_is_fast(),
         use_cpu=not torch.cuda.is_available(), train_sampling_strategy="group_by_length",
         remove_unused_columns=False, disable_tqdm=True, save_strategy="no", save_total_limit=2,
         **tracking(report_to, name))

@@ -13,7 +13,7 @@ import numpy as np
 from ..basics import bad_value, check_size, hub, online, outputs_dir, read_json, rel_path
 from ..spec import FAMILIES, portable, Run
 from ..models.encoders import from_hub, load_tokenizer, predict
-from ..ship.packed_file import check_plain, inspect, pack, unpack
+from ..ship.packed_file import check_plain, inspect, pack, stored_tokenizer, unpack
 from ..ship.runtimes import Exported, TOKENIZER_MB, check_texts, replace_folder
 from ..study.store import pop_checksum, read_row, row_file
 from ..study.runner import label
@@ -83,7 +83,8 @@ def copy_model(
                          f"{row['id']}; train it again with run(cfg, force=True)")
     if origin.get("task") != portable(str(origin.get("task"))):
         model.config.combcomp = dict(origin, task=portable(origin["task"]))
-        pack(model, folder/MODEL, tokenizer=header["tokenizer"], info=header["info"])
+        tokenizer = stored_tokenizer(file) or header["tokenizer"]
+        pack(model, folder/MODEL, tokenizer, info=header["info"])
     model.config.architectures = [type(model).__name__]
     return model.config
 
@@ -114,7 +115,8 @@ def save_pretrained(
     try:
         config = copy_model(file, public, temporary)
         config.save_pretrained(temporary)
-        check_tokenizer(load_tokenizer(row["family"], row["size"]), config).save_pretrained(temporary)
+        tokenizer = stored_tokenizer(file) or load_tokenizer(row["family"], row["size"])
+        check_tokenizer(tokenizer, config).save_pretrained(temporary)
         for path in temporary.iterdir():
             if path.name not in FILES:
                 path.unlink()
@@ -183,11 +185,13 @@ def find_tokenizer(
     model, file:Path, # unpacked, and packed
     row:dict|None, # from `find_row`
 ):
-    "The tokenizer next to a model, else that of its header or row; FileNotFoundError if there is none"
+    "The tokenizer next to a model, else in its file, else of its header or row; else FileNotFoundError"
     from transformers import AutoTokenizer
     folder, row = file.parent, row or {}
     if any((folder/name).is_file() for name in ("config.json", "tokenizer.json")):
         return read_tokenizer(folder, model.config)
+    if tokenizer := stored_tokenizer(file):
+        return tokenizer
     if name := inspect(file)["tokenizer"]:
         if not re.fullmatch(rf"{HUB_NAME}|\w[\w.-]*", str(name)):
             bad_value("load", "tokenizer", name, "a hub name")

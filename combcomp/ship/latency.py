@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRAIN_STEPS', 'paired', 'ratios', 'training_step', 'composed_step', 'peak_rss', 'peak_memory', 'tokens',
-           'torch_session', 'as_session', 'latency_table', 'bench', 'machine']
+           'torch_session', 'word_pieces', 'as_session', 'latency_table', 'bench', 'machine']
 
 # %% ../../nbs/ship/05_latency.ipynb #85db136e
 import json, random, re, subprocess, sys, time
@@ -16,9 +16,9 @@ import torch
 
 from ..basics import installed_version, environment, check_number, bad_value
 from ..spec import parse
-from .runtimes import Exported, instructions, load_exported
+from .runtimes import Exported, instructions, load_about, load_exported
 from ..compress.methods import prepare, total_loss
-from ..models.encoders import bf16_is_native, load_model
+from ..models.encoders import bf16_is_fast, load_model
 from ..compress.training import build
 
 # %% ../../nbs/ship/05_latency.ipynb #31f41a09
@@ -67,7 +67,7 @@ def ratios(
 def training_step(
     model, methods=(), # `prepare` was called on both
     batch_size:int=32, length:int=64, # examples, tokens in each
-    bf16:bool|None=None, # None: only where the processor computes in bf16
+    bf16:bool|None=None, # None: only where that is faster
 ): # a function without arguments that does one step
     "A training step of a model on random tokens, as a function to be timed"
     generator = torch.Generator().manual_seed(0)
@@ -77,7 +77,7 @@ def training_step(
     batch = dict(inputs, teacher=torch.randn(batch_size, model.config.num_labels, generator=generator))
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-5, fused=True)
     if bf16 is None:
-        bf16 = bf16_is_native()
+        bf16 = bf16_is_fast()
 
     def step():
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -145,7 +145,7 @@ def tokens(
     seed:int=0,
 ) -> dict: # int64 arrays input_ids, attention_mask, token_type_ids, of shape (batch, length)
     "Random token ids, in the form that a tokenizer returns"
-    ids = np.random.default_rng(seed).integers(1000, vocab, (batch, length))
+    ids = np.random.default_rng(seed).integers(min(1000, vocab//2), vocab, (batch, length))
     return dict(input_ids=ids, attention_mask=np.ones_like(ids), token_type_ids=np.zeros_like(ids))
 
 # %% ../../nbs/ship/05_latency.ipynb #f12bbdc7
@@ -161,6 +161,16 @@ def torch_session(
     return session
 
 # %% ../../nbs/ship/05_latency.ipynb #61aec008
+def word_pieces(
+    candidate, # as for `as_session`
+) -> int: # a large number for a function
+    "How many token ids a candidate knows"
+    if isinstance(candidate, (str, Path)):
+        return load_about(candidate)["vocab_size"]
+    if isinstance(candidate, Exported):
+        return candidate.about["vocab_size"]
+    return candidate.config.vocab_size if hasattr(candidate, "config") else 10**9
+
 def as_session(
     candidate, # a model, an exported model or its folder, or a function of arrays
     threads:int, # of a runtime that is opened here
@@ -206,7 +216,7 @@ def bench(
     threads = check_number("bench", "threads", threads or before, int, 1, 4096)
     rounds = check_number("bench", "rounds", rounds, int, 1, 10**6)
     named = candidates if isinstance(candidates, dict) else {"model": candidates}
-    feeds = feeds or [tokens()]
+    feeds = feeds or [tokens(vocab=min([20_000, *map(word_pieces, named.values())]))]
     sessions = {name: as_session(candidate, threads) for name, candidate in named.items()}
     turns = {name: lambda s=session: [s(feed) for feed in feeds] for name, session in sessions.items()}
     torch.set_num_threads(threads)

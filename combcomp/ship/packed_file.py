@@ -16,14 +16,16 @@ from safetensors.numpy import save
 from transformers import BertConfig, BertForSequenceClassification
 
 from ..basics import HIDDEN, bad_value, check_number, rel_path
+from ..models.tokenizers import dump_tokenizer, parse_tokenizer
 from ..compress.quantization import QLinear
 from .codec import check_array, restore, smallest, streams
 
 # %% auto #0
-__all__ = ['FIELDS', 'CHOICES', 'OPTIONAL', 'FORMAT', 'VERSION', 'WIDEST', 'MAX_BYTES', 'WIDTHS', 'check_config', 'skeleton',
-           'Marks', 'marks_of', 'integers', 'checksum', 'tensor_record', 'check_plain', 'check_grid', 'write_bytes',
-           'canonical_json', 'write_header', 'read_header', 'array_names', 'CorruptFile', 'TooLarge', 'Packed',
-           'open_packed', 'inspect', 'pack', 'plain_arrays', 'entropy_bytes', 'other_sizes', 'read_tensor', 'unpack']
+__all__ = ['FIELDS', 'CHOICES', 'OPTIONAL', 'FORMAT', 'VERSIONS', 'TOKENIZER', 'WIDEST', 'MAX_BYTES', 'WIDTHS', 'check_config',
+           'skeleton', 'Marks', 'marks_of', 'integers', 'checksum', 'tensor_record', 'check_plain', 'check_grid',
+           'write_bytes', 'canonical_json', 'write_header', 'read_header', 'array_names', 'CorruptFile', 'TooLarge',
+           'Packed', 'open_packed', 'inspect', 'pack', 'plain_arrays', 'entropy_bytes', 'other_sizes',
+           'tokenizer_bytes', 'read_tensor', 'unpack', 'stored_tokenizer']
 
 # %% ../../nbs/ship/02_packed_file.ipynb #fb8452e5
 FIELDS = dict(
@@ -170,7 +172,9 @@ def write_bytes(path, data:bytes):
         temporary.unlink(missing_ok=True)
 
 # %% ../../nbs/ship/02_packed_file.ipynb #0eab428f
-FORMAT, VERSION = "combcomp", 1
+FORMAT = "combcomp"
+VERSIONS = (1, 2) # that are read; 2 is written for a file that holds its tokenizer, else 1
+TOKENIZER = "tokenizer" # the name of the array with a tokenizer
 
 def canonical_json(value) -> str:
     "Sorted, compact JSON: the same text for the same value"
@@ -187,9 +191,9 @@ def read_header(meta) -> dict:
     header = json.loads(meta[FORMAT])
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError("no readable header")
-    if header.get("version") != VERSION:
+    if header.get("version") not in VERSIONS:
         raise ValueError(f"written in version {header.get('version')!r} of the format; "
-                         f"this combcomp reads {VERSION}, a newer one may read it")
+                         f"this combcomp reads {VERSIONS[0]} to {VERSIONS[-1]}, a newer one may read it")
     if header.pop("check", None) != checksum(canonical_json(header).encode()):
         raise ValueError("the header does not match its checksum")
     return header | dict(config=check_config(header["config"]))
@@ -252,7 +256,8 @@ def open_packed(
             model = skeleton(header["config"])
             shapes = {k: tuple(v.shape) for k, v in model.state_dict().items()}
             arrays = array_names(header["tensors"], shapes)
-            if {a for names in arrays.values() for a in names.values()} != set(f.keys()):
+            expected = {a for names in arrays.values() for a in names.values()}
+            if expected | ({TOKENIZER} if "vocabulary" in header else set()) != set(f.keys()):
                 raise ValueError("the arrays are not those of the header")
             weights = sum(map(math.prod, shapes.values()))
             if weights > WIDEST*size:
@@ -270,7 +275,7 @@ def open_packed(
         raise CorruptFile(f"{rel_path(path)}: {text}") from e
 
 # %% ../../nbs/ship/02_packed_file.ipynb #f9416539
-WIDTHS = {"F32": 4, "U32": 4, "F16": 2, "I16": 2, "U16": 2, "I8": 1}   # bytes of safetensors' types
+WIDTHS = {"F32": 4, "U32": 4, "F16": 2, "I16": 2, "U16": 2, "I8": 1, "U8": 1}   # bytes of safetensors' types
 
 def inspect(
     path, # a file that `pack` wrote
@@ -289,7 +294,7 @@ def inspect(
 def pack(
     model:BertForSequenceClassification, # converted: plain modules in float32
     path, # where to write; an existing file is replaced
-    tokenizer:str="", # hub name of the tokenizer, kept as it is
+    tokenizer="", # hub name of the tokenizer, kept as it is; or a tokenizer, which is put into the file
     info:dict|None=None, # anything JSON can hold, kept as it is
 ) -> dict: # as from `inspect`
     "Write a model to one file, each tensor in its smallest form; ValueError for a model that is not plain"
@@ -299,8 +304,13 @@ def pack(
         arrays |= parts
     inputs = {name: check_grid(name, float(m.input_scale), int(m.input_zero), m.input_bits)
               for name, m in model.named_modules() if getattr(m, "input_scale", None) is not None}
-    header = dict(format=FORMAT, version=VERSION, config=config, tokenizer=tokenizer, info=info or {},
-                  inputs=inputs, tensors=records)
+    named = isinstance(tokenizer, str)
+    header = dict(format=FORMAT, version=1 if named else 2, config=config, info=info or {}, inputs=inputs,
+                  tokenizer=tokenizer if named else "", tensors=records)
+    if not named:
+        data = np.frombuffer(dump_tokenizer(tokenizer), np.uint8)
+        header["vocabulary"] = dict(bytes=len(data), check=checksum(data))
+        arrays[TOKENIZER] = data
     write_bytes(path, save(arrays, write_header(header)))
     return inspect(path)
 
@@ -337,6 +347,15 @@ def other_sizes(
                 mb_entropy=sum(map(entropy_bytes, plain.values()))/1e6)
 
 # %% ../../nbs/ship/02_packed_file.ipynb #497f3c8d
+def tokenizer_bytes(packed:Packed) -> bytes: # b"" if there is none
+    "The tokenizer in an open file; ValueError if it does not match its checksum"
+    if "vocabulary" not in packed.header:
+        return b""
+    data = packed.file.get_tensor(TOKENIZER)
+    if data.dtype != np.uint8 or checksum(data) != packed.header["vocabulary"]["check"]:
+        raise ValueError("the tokenizer does not match its checksum")
+    return data.tobytes()
+
 def read_tensor(
     packed:Packed, name:str,
 ) -> tuple: # (weight, scale or None) as tensors
@@ -365,6 +384,7 @@ def unpack(
     with open_packed(path, max_bytes) as packed:
         model, records = packed.model, packed.header["tensors"]
         tensors = {name: read_tensor(packed, name) for name in records}
+        tokenizer_bytes(packed)
         model.load_state_dict({name: weight for name, (weight, _) in tensors.items()}, assign=True)
         embeddings = model.bert.embeddings   # has two buffers that no file holds
         embeddings.position_ids = torch.arange(len(embeddings.position_embeddings.weight))[None]
@@ -382,3 +402,12 @@ def unpack(
                 raise ValueError(f"{name}: quantizes its input and is not a linear layer")
             QLinear.wrap(linear, **grid)
         return model.eval()
+
+# %% ../../nbs/ship/02_packed_file.ipynb #fbc3e4dc
+def stored_tokenizer(
+    path, # a file that `pack` wrote
+): # a fast tokenizer of transformers, or None
+    "The tokenizer that a file holds; CorruptFile if it is damaged"
+    with open_packed(path) as packed:
+        data = tokenizer_bytes(packed)
+        return parse_tokenizer(data) if data else None

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['BASE_FACTS', 'MEASURES', 'Context', 'model_file', 'unfinished', 'has_model', 'label', 'Teacher', 'find_teacher',
-           'load_teacher', 'named_teacher', 'Prepared', 'training_set', 'prepare', 'prepare_ptq', 'Trained',
-           'tensorboard_folder', 'train', 'Scores', 'evaluate', 'Superseded', 'Claim', 'store', 'claimed', 'make',
-           'make_prerequisites', 'hush', 'hushed', 'check_measures', 'measure_speed', 'measured', 'run_in', 'run']
+           'load_teacher', 'named_teacher', 'Prepared', 'training_set', 'prepare', 'own_tokenizer', 'prepare_ptq',
+           'Trained', 'tensorboard_folder', 'train', 'Scores', 'evaluate', 'Superseded', 'Claim', 'store', 'claimed',
+           'make', 'make_prerequisites', 'hush', 'hushed', 'check_measures', 'measure_speed', 'measured', 'run_in',
+           'run']
 
 # %% ../../nbs/study/03_runner.ipynb #967eb09f
 import hashlib, os, shutil, tempfile, time
@@ -32,7 +33,8 @@ from ..models.encoders import from_hub, load_model, load_tokenizer, predict, sou
 from ..compress.methods import convert
 from ..compress.distillation import check_labels, check_order, check_teacher, distillation_set
 from ..compress.training import after_training, compress, encode, tracking
-from ..ship.packed_file import other_sizes, pack, unpack
+from ..compress.vocabulary import tokenizer_methods
+from ..ship.packed_file import other_sizes, pack, stored_tokenizer, unpack
 from ..ship.model_size import sizes_of
 from ..ship.runtimes import FILES, ParityError, export, onnx_sizes
 from ..ship.latency import bench
@@ -75,11 +77,11 @@ class Context:
         key = run.task, run.limit, run.split
         return self.recall("data", key, lambda: load_task(run.task, run.limit, self.cache, run.split))
 
-    def encoded(self, train, run:Run):
-        "A training set in token ids"
-        key = train._fingerprint, source(run.family, run.size), run.task, run.max_length
+    def encoded(self, train, run:Run, tokenizer):
+        "A training set in token ids; a tokenizer that methods have changed differs in its length"
+        key = train._fingerprint, source(run.family, run.size), len(tokenizer), run.task, run.max_length
         texts = task_of(run.task, self.cache).texts
-        return self.recall("encoded", key, lambda: encode(train, self.tokenizer(run), texts, run.max_length))
+        return self.recall("encoded", key, lambda: encode(train, tokenizer, texts, run.max_length))
 
 # %% ../../nbs/study/03_runner.ipynb #f97cbdf1
 def model_file(run:Run, outputs=None) -> Path: # outputs/models/<id>.safetensors
@@ -186,15 +188,23 @@ def prepare(run:Run, ctx:Context) -> Prepared:
     model = load_model(run.family, run.size, task.labels, run.seed)
     data = ctx.data(run)
     train, teacher_score = training_set(run, data, ctx)
+    for method in tokenizer_methods(run.combination.stages):
+        tokenizer = method.change(model, tokenizer, (t for name in task.texts for t in train[name]))
     transfer = sum(c < 0 for c in train["copy"]) if "copy" in train.column_names else 0
     facts = dict(train_examples=len(train), transfer_examples=transfer, teacher_score=teacher_score)
-    return Prepared(run, task, data, tokenizer, model, ctx.encoded(train, run), facts)
+    return Prepared(run, task, data, tokenizer, model, ctx.encoded(train, run, tokenizer), facts)
+
+def own_tokenizer(run:Run, ctx:Context):
+    "The tokenizer of a finished run: that in its packed file if methods have changed it, else its encoder's"
+    changed = tokenizer_methods(run.combination.stages)
+    return stored_tokenizer(model_file(run, ctx.outputs)) if changed else ctx.tokenizer(run)
 
 def prepare_ptq(run:Run, base:Run, ctx:Context) -> Prepared:
     "For a run with ptq: the model of the run without it, and the batches for calibration"
     row = read_row(base.id, ctx.outputs)
     ctx.log(f"{label(run)}: quantizing the model of {base.id}", flush=True)
-    task, tokenizer, data = task_of(run.task, ctx.cache), ctx.tokenizer(run), ctx.data(run)
+    task, data = task_of(run.task, ctx.cache), ctx.data(run)
+    tokenizer = own_tokenizer(base, ctx)
     batches = max(getattr(options, "batches", 1) for options in run.combination.stages[-1])
     few = data["train"].select(range(min(len(data["train"]), 32*batches)))
     train = encode(few, tokenizer, task.texts, run.max_length)
@@ -235,7 +245,8 @@ def train(
         convert(model, after_training(model, tokenizer, prepared.train, run.combination.stages[-1]))
         return Trained(run, prepared.task, prepared.data, tokenizer, model, prepared.facts)
     recipe, transfer = recipe_of(run.recipe), prepared.facts["transfer_examples"]
-    rate = run.lr or learning_rate(model.config.num_hidden_layers, model.config.hidden_size, recipe)
+    shape = model.config.num_hidden_layers, model.config.hidden_size
+    rate = run.lr or learning_rate(*shape, recipe, len(prepared.task.texts))
     labelled = prepared.facts["train_examples"] - transfer
     epochs = run.epochs or recipe_epochs(recipe, labelled, run.batch_size, transfer)
     name = run.methods or "none"
@@ -318,8 +329,10 @@ def store(
     model.cpu()
     model.config.combcomp = dict(run=run.id, methods=run.methods, task=portable(run.task))
     place, sizes = source(run.family, run.size), {}
+    changed = tokenizer_methods(run.combination.stages)
+    tokenizer = trained.tokenizer if changed else "" if Path(place).is_dir() else place
     def write(path):
-        pack(model, path, tokenizer="" if Path(place).is_dir() else place)
+        pack(model, path, tokenizer)
         sizes.update(sizes_of(model, path))
     with StagedFiles() as files: # the row comes last: where it is, the others are
         files.add(model_file(run, out), write)
@@ -422,7 +435,7 @@ def check_measures(measure) -> list: # of names
 def measure_speed(run:Run, model, ctx:Context) -> dict:
     "Latency in ms on three runtimes and shares of equal predictions; none for a runtime that fails parity"
     import torch
-    tokenizer, task = ctx.tokenizer(run), task_of(run.task, ctx.cache)
+    tokenizer, task = own_tokenizer(run, ctx), task_of(run.task, ctx.cache)
     validation, equal = ctx.data(run)[task.evals[0]], {}
     with tempfile.TemporaryDirectory() as folder:
         for runtime in FILES:
@@ -465,6 +478,8 @@ def run_in(
     "`run` in a given context, so that consecutive runs share what is in memory"
     run = resolve_task(run)
     if force or intact_row(run.id, ctx.outputs, ctx.log) is None:
+        for method in tokenizer_methods(run.combination.stages):
+            method.check(ctx.tokenizer(run))
         make_prerequisites(run, ctx)
     with claimed(run, ctx.outputs, log=ctx.log) as claim:
         row = None if force else intact_row(run.id, ctx.outputs)

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['DATA', 'ptq_base', 'prerequisites', 'size_order', 'ordered', 'task_table', 'data_of', 'shape', 'forward_flops',
            'training_rows', 'labelled', 'transfer_texts', 'copies', 'examples', 'steps', 'flops', 'run_bytes', 'parts',
-           'finished', 'fit_costs', 'estimate', 'remaining', 'duration', 'gpu_hours']
+           'finished', 'fit_costs', 'estimate', 'rows_like', 'remaining', 'duration', 'gpu_hours']
 
 # %% ../../nbs/study/02_schedule.ipynb #9af6b7e8
-import csv
+import csv, re
 from dataclasses import replace
 from functools import lru_cache
 from importlib.resources import files
@@ -190,6 +190,20 @@ def estimate(
         return [float("nan")]*len(todo)
     costs = fit_costs(np.array([parts(run) for run, _ in known]), np.array([s for _, s in known]))
     return [float(np.dot(parts(run), costs)) for run in todo]
+
+# %% ../../nbs/study/02_schedule.ipynb #8150de27
+def rows_like(
+    done, # a DataFrame of finished rows
+    device:str, # as from `device_name`
+    enough:int=8, # rows
+): # a DataFrame
+    "The rows of this device if there are enough, else those of any GPU or of any processor, else all"
+    if "device" not in done: # no rows at all
+        return done
+    on_gpu = done["device"].astype(str).str.contains("NVIDIA|Instinct")
+    same_kind = on_gpu == bool(re.search("NVIDIA|Instinct", device))
+    choices = done[done["device"] == device], done[same_kind]
+    return next((rows for rows in choices if len(rows) >= enough), done)
 
 # %% ../../nbs/study/02_schedule.ipynb #f21fe5d7
 def remaining(

@@ -14,15 +14,17 @@ from dataclasses import asdict, dataclass
 from tqdm import tqdm
 
 from combcomp.basics import (
-    LEASE, DiskError, bad_value, check_number, free_space, import_object, is_disk_error, outputs_dir,
-    rel_path, remove_leftovers, throttle,
+    LEASE, DiskError, bad_value, check_number, device_name, free_space, import_object, is_disk_error,
+    outputs_dir, rel_path, remove_leftovers, throttle,
 )
 from ..spec import Run, describe_registry, resolve_task, restore_registry
 from ..compress.training import tracking
 from combcomp.study.store import (
     failure_file, intact_row, load_results, read_failure, save_failure, writable,
 )
-from .schedule import duration, estimate, ordered, prerequisites, remaining, run_bytes
+from combcomp.study.schedule import (
+    duration, estimate, ordered, prerequisites, remaining, rows_like, run_bytes,
+)
 from combcomp.study.runner import (
     Context, Superseded, check_measures, claimed, hush, hushed, label, model_file, run_in,
 )
@@ -171,10 +173,10 @@ def release_memory():
 
 # %% ../../nbs/study/04_sweep.ipynb #5fc4663f
 def known_rows(sweep:Sweep): # a DataFrame
-    "Finished rows from which times are estimated: those of this sweep if there are enough, else all rows"
+    "Finished rows from which times are estimated: of this sweep if there are enough, else of this device"
     import pandas as pd
     own = pd.DataFrame([*sweep.rows.values()])
-    return own if len(own) > 7 else load_results(sweep.outputs)
+    return own if len(own) > 7 else rows_like(load_results(sweep.outputs), device_name())
 
 def space_needed(sweep:Sweep) -> int: # bytes
     "About how much disk the runs that are left need: their models, and the checkpoints of the largest"
