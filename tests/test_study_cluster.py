@@ -74,24 +74,31 @@ def holders(folder):
 
 
 @pytest.mark.long
-def test_three_machines_two_of_which_die(tmp_path, out):
-    "They share a folder. One is killed while it trains and one while it saves; all runs are made, equal to those of one process, none twice"
+@pytest.mark.parametrize("shared", [True, False])
+def test_three_machines_two_of_which_die(tmp_path, out, shared):
+    "One is killed while it trains and one while it saves; all runs are made, equal to those of one process, none twice"
     pytest.importorskip("ray")
     import ray
     from ray.cluster_utils import Cluster
     cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0, include_dashboard=False))
-    for _ in range(3): cluster.add_node(num_cpus=1)
+    for node in "abc": # each has a folder of its own for temporary files
+        (tmp_path/node).mkdir()
+        cluster.add_node(num_cpus=1, env_vars=dict(TMPDIR=str(tmp_path/node)))
     ray.init(address=cluster.address, log_to_driver=False)
     todo = runs(["l1"], ["accept"], ["", "mp", "qat", "mp,qat", "ptq"], seeds=(0, 1), limit=300, recipe="v1")
     killed, over, said = [], threading.Event(), []
+    def folders():
+        "Where runs are made"
+        return [out] if shared else [*tmp_path.glob("[abc]/combcomp-grid-*")]
     def kill_a_machine(sign):
         "Kill a worker and its raylet once a folder shows the sign"
         while not over.is_set():
-            if [*out.glob(sign)] and (some := holders(out)):
-                raylet = some[0].parent()
-                for process in [*raylet.children(recursive=True), raylet]: process.kill()
-                killed.append(sign)
-                return
+            for folder in folders():
+                if [*folder.glob(sign)] and (some := holders(folder)):
+                    raylet = some[0].parent()
+                    for process in [*raylet.children(recursive=True), raylet]: process.kill()
+                    killed.append(sign)
+                    return
             time.sleep(0.001)
     def death():
         kill_a_machine("cache/unfinished/*/stage-1/checkpoint-*")
@@ -99,7 +106,8 @@ def test_three_machines_two_of_which_die(tmp_path, out):
         kill_a_machine("models/.writing-*")
     threading.Thread(target=death, daemon=True).start()
     try:
-        table = grid(todo, out, engine="ray", log=lambda t, **k: said.append(t), checkpoint=0.3)
+        seen_as = "" if shared else "/not/a/folder/of/these/machines"
+        table = grid(todo, out, engine="ray", log=lambda t, **k: said.append(t), checkpoint=0.3, seen_as=seen_as)
     finally:
         over.set(); ray.shutdown(); cluster.shutdown()
     assert len(killed) == 2, (killed, said)
