@@ -18,11 +18,11 @@ from filelock import FileLock, SoftFileLease, Timeout
 
 # %% auto #0
 __all__ = ['HIDDEN', 'LEASE', 'DISK_ERRORS', 'DISK_WORDS', 'bad_value', 'check_number', 'check_fields', 'root', 'outputs_dir',
-           'rel_path', 'results_folder', 'StagedFiles', 'atomic_write', 'file_hash', 'json_hash', 'file_hashes',
-           'check_size', 'read_json', 'atomic_folder', 'is_intact', 'lease', 'is_held', 'publishing', 'DiskError',
-           'is_disk_error', 'free_space', 'remove_leftovers', 'split_list', 'throttle', 'parameters', 'quoted',
-           'import_object', 'import_path', 'online', 'missing_download', 'hub', 'device_name', 'installed_version',
-           'current_commit', 'environment']
+           'rel_path', 'results_folder', 'StagedFiles', 'atomic_write', 'atomic_bytes', 'file_hash', 'json_hash',
+           'file_hashes', 'check_size', 'read_json', 'atomic_folder', 'is_intact', 'lease', 'is_held', 'publishing',
+           'DiskError', 'is_disk_error', 'free_space', 'remove_leftovers', 'split_list', 'throttle', 'parameters',
+           'quoted', 'import_object', 'import_path', 'online', 'missing_download', 'hub', 'device_name',
+           'installed_version', 'current_commit', 'environment']
 
 # %% ../nbs/basics.ipynb #29d50fad
 if os.environ.get("IN_TEST"):
@@ -139,6 +139,18 @@ def atomic_write(
     with StagedFiles() as files:
         files.add(path, write)
         files.publish()
+
+def atomic_bytes(
+    path, # of the file; its folder is made if it is missing
+    data:bytes,
+):
+    "Write bytes so that the file is complete and on disk, or absent"
+    def write(hidden):
+        with open(hidden, "xb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+    atomic_write(path, write)
 
 # %% ../nbs/basics.ipynb #2f000001
 def file_hash(path) -> str: # SHA-256, hexadecimal

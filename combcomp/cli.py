@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 from fastcore.docments import docments
 
 import combcomp
-from .basics import atomic_write, bad_value, outputs_dir, rel_path
+from .basics import atomic_bytes, bad_value, outputs_dir, rel_path
 from .spec import KD, METHODS, Run, teacher_run
 from .study.plan import study
 
@@ -268,7 +268,7 @@ def pack_command(
         with as_failure(): # a damaged file is not copied
             unpack(source)
             about = inspect(source)
-        atomic_write(path, lambda p: Path(p).write_bytes(source.read_bytes()))
+        atomic_bytes(path, source.read_bytes())
     labels = [*about["config"]["id2label"].values()]
     data = dict(file=rel_path(path), bytes=about["bytes"], labels=labels, **origin(about))
     return Answer(data, f"{rel_path(path)}  {about['bytes']/1e6:.2f} MB  labels {', '.join(labels)}")

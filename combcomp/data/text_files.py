@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..basics import atomic_write, bad_value, is_intact, outputs_dir, rel_path, root
+from ..basics import atomic_bytes, bad_value, is_intact, outputs_dir, rel_path, root
 from ..spec import file_task, OPTIONS, parse_file_task, portable, Task
 from .tasks import save_dataset, text_counts, text_dataset
 
@@ -601,7 +601,7 @@ def save_parquet(
     parquet.write_table(table, buffer := io.BytesIO())
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()[:8]
     path = outputs_dir(outputs)/"data"/f"{name}-{digest}.parquet"
-    atomic_write(path, lambda p: Path(p).write_bytes(buffer.getvalue()))
+    atomic_bytes(path, buffer.getvalue())
     return rel_path(path)
 
 def own(

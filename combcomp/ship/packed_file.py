@@ -4,7 +4,7 @@
 
 # %% ../../nbs/ship/02_packed_file.ipynb #1dc4af0b
 from __future__ import annotations
-import json, math, os, uuid, zlib
+import json, math, os, zlib
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from transformers import BertConfig, BertForSequenceClassification
 
-from ..basics import HIDDEN, bad_value, check_number, rel_path
+from ..basics import atomic_bytes, bad_value, check_number, rel_path
 from ..models.tokenizers import dump_tokenizer, parse_tokenizer
 from ..compress.quantization import QLinear
 from .codec import check_array, restore, smallest, streams
@@ -23,9 +23,9 @@ from .codec import check_array, restore, smallest, streams
 # %% auto #0
 __all__ = ['FIELDS', 'CHOICES', 'OPTIONAL', 'FORMAT', 'VERSIONS', 'TOKENIZER', 'WIDEST', 'MAX_BYTES', 'WIDTHS', 'check_config',
            'skeleton', 'Marks', 'marks_of', 'integers', 'checksum', 'tensor_record', 'check_plain', 'check_grid',
-           'write_bytes', 'canonical_json', 'write_header', 'read_header', 'array_names', 'CorruptFile', 'TooLarge',
-           'Packed', 'open_packed', 'inspect', 'pack', 'plain_arrays', 'entropy_bytes', 'other_sizes',
-           'tokenizer_bytes', 'read_tensor', 'unpack', 'stored_tokenizer']
+           'canonical_json', 'write_header', 'read_header', 'array_names', 'CorruptFile', 'TooLarge', 'Packed',
+           'open_packed', 'inspect', 'pack', 'plain_arrays', 'entropy_bytes', 'other_sizes', 'tokenizer_bytes',
+           'read_tensor', 'unpack', 'stored_tokenizer']
 
 # %% ../../nbs/ship/02_packed_file.ipynb #fb8452e5
 FIELDS = dict(
@@ -156,20 +156,6 @@ def check_grid(
     bits = check_number(name, "bits", bits, int, 2, 16)
     return dict(scale=check_number(name, "scale", scale, float, 0, 3e38, open_low=True),
                 zero=check_number(name, "zero", zero, int, 0, 2**bits - 1), bits=bits)
-
-# %% ../../nbs/ship/02_packed_file.ipynb #7eba90b1
-def write_bytes(path, data:bytes):
-    "Write a file that is whole, on disk, or not there"
-    path = Path(path)
-    temporary = path.with_name(HIDDEN + uuid.uuid4().hex)
-    try:
-        with open(temporary, "xb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 # %% ../../nbs/ship/02_packed_file.ipynb #0eab428f
 FORMAT = "combcomp"
@@ -311,7 +297,7 @@ def pack(
         data = np.frombuffer(dump_tokenizer(tokenizer), np.uint8)
         header["vocabulary"] = dict(bytes=len(data), check=checksum(data))
         arrays[TOKENIZER] = data
-    write_bytes(path, save(arrays, write_header(header)))
+    atomic_bytes(path, save(arrays, write_header(header)))
     return inspect(path)
 
 # %% ../../nbs/ship/02_packed_file.ipynb #8deecaea

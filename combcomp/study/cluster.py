@@ -10,7 +10,7 @@ __all__ = ['resources', 'product_files', 'products', 'receive', 'private_folder'
 import math, os, shutil, tempfile, time, uuid
 from pathlib import Path
 
-from ..basics import DiskError, atomic_write, outputs_dir, throttle
+from ..basics import DiskError, atomic_bytes, outputs_dir, throttle
 from ..spec import Run, describe_registry, restore_registry
 from ..models.sizes import BERT, encoder_parameters
 from .store import failure_file, parse_row, row_file, save_failure, save_row
@@ -57,7 +57,7 @@ def receive(
             raise ValueError(f"cluster: a worker sent a row that is not that of run {run.id}: {e}") from None
     for name, data in files.items():
         if name != row_name:
-            atomic_write(out/name, lambda p: Path(p).write_bytes(data))
+            atomic_bytes(out/name, data)
     if row:
         save_row(row, out)
         failure_file(run.id, out).unlink(missing_ok=True)
