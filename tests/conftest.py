@@ -1,6 +1,8 @@
 "What every test file may use: the folder of the project, development data if there is any, and a fresh interpreter"
+
 import os
-os.environ.setdefault("OMP_NUM_THREADS", "2") # before anything loads torch
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")  # before anything loads torch
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import json, re, shutil, subprocess, sys
@@ -9,13 +11,20 @@ from pathlib import Path
 
 import pytest
 
+
 def pytest_addoption(parser):
-    parser.addoption("--long", action="store_true", help="also the tests that take an hour: every bit of a packed file, and many of a large one")
+    parser.addoption(
+        "--long",
+        action="store_true",
+        help="also the tests that take an hour: every bit of a packed file, and many of a large one",
+    )
 
 
 # Files that take long come first, so that two workers end at about the same time
-LONG = ("study_sweep papermill compress_training study_cluster cli share_hub ship_runtimes study_statistics data_tasks "
-        "data_text_files ship_packed_file docs data_augmentation").split()
+LONG = (
+    "study_sweep papermill compress_training study_cluster cli share_hub ship_runtimes study_statistics data_tasks "
+    "data_text_files ship_packed_file docs data_augmentation"
+).split()
 
 
 def pytest_collection_modifyitems(config, items):
@@ -29,10 +38,12 @@ def pytest_collection_modifyitems(config, items):
 
 
 REPO = Path(__file__).resolve().parent.parent
-NBS = REPO/"nbs"
+NBS = REPO / "nbs"
 NOTEBOOKS = [p for p in sorted(NBS.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-MODULES = [p for p in sorted((REPO/"combcomp").rglob("*.py")) if p.name[0] != "_"] # the exported ones, and no __init__
+MODULES = [
+    p for p in sorted((REPO / "combcomp").rglob("*.py")) if p.name[0] != "_"
+]  # the exported ones, and no __init__
 
 
 def stem_of(path):
@@ -43,7 +54,7 @@ def stem_of(path):
 
 def module_of(path):
     "data.tasks for combcomp/data/tasks.py"
-    return ".".join(path.relative_to(REPO/"combcomp").with_suffix("").parts)
+    return ".".join(path.relative_to(REPO / "combcomp").with_suffix("").parts)
 
 
 def code_of(path):
@@ -81,7 +92,8 @@ def repo():
 @pytest.fixture(scope="session")
 def shared():
     "A folder `shared` beside the checkout, with development data; the test is skipped where there is none"
-    if not (folder := REPO.parent/"shared").is_dir(): pytest.skip("development data not beside the checkout")
+    if not (folder := REPO.parent / "shared").is_dir():
+        pytest.skip("development data not beside the checkout")
     return folder
 
 
@@ -89,10 +101,13 @@ def shared():
 def cache(tmp_path_factory):
     "The dictionary and two tasks, from the project's own cache if they are there, else built once"
     from combcomp.data.loading import load_task
+
     folder = tmp_path_factory.mktemp("cache")
     for kind in ("nltk_data", "tasks"):
-        if (REPO/"outputs"/"cache"/kind).is_dir(): shutil.copytree(REPO/"outputs"/"cache"/kind, folder/kind)
-    load_task("supersense", cache=folder); load_task("accept", cache=folder)
+        if (REPO / "outputs" / "cache" / kind).is_dir():
+            shutil.copytree(REPO / "outputs" / "cache" / kind, folder / kind)
+    load_task("supersense", cache=folder)
+    load_task("accept", cache=folder)
     return folder
 
 
@@ -104,7 +119,7 @@ def small_disk(folder, megabytes, cache):
     if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("no small disk can be mounted here")
     try:
-        (folder/"cache").symlink_to(cache)
+        (folder / "cache").symlink_to(cache)
         yield folder
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
@@ -113,5 +128,5 @@ def small_disk(folder, megabytes, cache):
 @pytest.fixture
 def out(tmp_path, cache):
     "An outputs folder without runs"
-    shutil.copytree(cache, tmp_path/"out"/"cache")
-    return tmp_path/"out"
+    shutil.copytree(cache, tmp_path / "out" / "cache")
+    return tmp_path / "out"

@@ -1,4 +1,5 @@
 "The training recipe: its versions in ids and tables, held-out data, regressions, and texts that only a teacher labels"
+
 from dataclasses import fields
 
 import numpy as np
@@ -42,7 +43,8 @@ def test_the_default_of_a_recipe_is_not_a_change_of_it():
 def test_rows_of_two_recipes_are_never_one_curve():
     row = dict(family="minilm", size="l1", task="wic", methods="", seed=0, score=70.0, mb_paper=5.0)
     table = pd.DataFrame([dict(row, recipe="v1"), dict(row, recipe="v3", size="l2", mb_paper=9.0)])
-    with pytest.raises(ValueError, match="trained with recipe v1, v3"): points(table)
+    with pytest.raises(ValueError, match="trained with recipe v1, v3"):
+        points(table)
 
 
 @pytest.mark.parametrize("task", ("accept", "glosssim"))
@@ -55,7 +57,9 @@ def test_held_out_rows_are_of_the_training_set_and_not_trained_on(task):
     assert not rows(held["validation"]) & rows(whole["validation"])
 
 
-@pytest.mark.parametrize("task, methods", [("supersense", "kd(transfer=100, augment=0)"), ("glosssim", "kd(transfer=50),mp,qat")])
+@pytest.mark.parametrize(
+    "task, methods", [("supersense", "kd(transfer=100, augment=0)"), ("glosssim", "kd(transfer=50),mp,qat")]
+)
 def test_texts_that_only_the_teacher_labels_reach_the_student(out, task, methods):
     said = []
     cfg = Run(task=task, methods=methods, **FEW)
@@ -87,6 +91,7 @@ def test_small_sets_are_passed_over_until_there_are_steps(out):
 def test_glue_without_a_limit_has_no_transfer_texts():
     "And it is said, not an error: everything has a label already"
     from combcomp.study.schedule import transfer_texts
+
     assert transfer_texts(Run(task="rte", methods="kd")) == 0
     assert transfer_texts(Run(task="rte", methods="kd", limit=1000)) == 2490 - 1000
     assert transfer_texts(Run(methods="kd", recipe="v1")) == 0
@@ -95,8 +100,10 @@ def test_glue_without_a_limit_has_no_transfer_texts():
 @pytest.mark.parametrize("task, same", [("accept", True), ("glosssim", False)])
 def test_version_3_changes_tasks_of_two_texts_alone(out, task, same):
     "So rows of one text that were made by version 2 are rows of version 3"
-    second, third = (Run(size="l1", task=task, limit=64, epochs=1, batch_size=16, recipe=recipe) for recipe in ("v2", "v3"))
+    second, third = (
+        Run(size="l1", task=task, limit=64, epochs=1, batch_size=16, recipe=recipe) for recipe in ("v2", "v3")
+    )
     rates = [run(cfg, out, log=QUIET)["learning_rate"] for cfg in (second, third)]
     a, b = (unpack(model_file(cfg, out)).state_dict() for cfg in (second, third))
     assert all(a[name].equal(b[name]) for name in a) == same
-    assert rates[1] == rates[0]*(1 if same else 0.4)
+    assert rates[1] == rates[0] * (1 if same else 0.4)

@@ -1,4 +1,5 @@
 "Trimmed vocabularies: no word is lost, the tokenizer travels with the model, and what cannot work fails before training"
+
 import json, lzma
 
 import numpy as np
@@ -10,7 +11,14 @@ from combcomp.data.loading import load_task
 from combcomp.data.tasks import task_of
 from combcomp.data.wordnet import all_synsets, wordnet
 from combcomp.models.encoders import load_model, load_tokenizer, predict
-from combcomp.models.tokenizers import choose_pieces, dump_tokenizer, needed_pieces, parse_tokenizer, tokenizer_parts, trim_tokenizer
+from combcomp.models.tokenizers import (
+    choose_pieces,
+    dump_tokenizer,
+    needed_pieces,
+    parse_tokenizer,
+    tokenizer_parts,
+    trim_tokenizer,
+)
 from combcomp.ship.packed_file import CorruptFile, inspect, stored_tokenizer, unpack
 from combcomp.ship.runtimes import export, load_exported
 from combcomp.spec import Vocab
@@ -29,7 +37,9 @@ def whole():
 @pytest.fixture(scope="module")
 def least(whole):
     "A tokenizer with as few pieces as there can be"
-    return trim_tokenizer(whole, choose_pieces(whole, np.zeros(len(whole)), len(needed_pieces(tokenizer_parts(whole)))))
+    return trim_tokenizer(
+        whole, choose_pieces(whole, np.zeros(len(whole)), len(needed_pieces(tokenizer_parts(whole))))
+    )
 
 
 def unknown(tokenizer, texts):
@@ -45,7 +55,8 @@ def test_no_word_of_wordnet_is_lost(whole, least):
     synsets = [synset for pos in "nvar" for synset in all_synsets(pos)]
     texts = [text for synset in synsets[::5] for text in (synset.definition(), *synset.examples())]
     assert len(lemmas) > 147_000 and len(texts) > 30_000
-    for some in (lemmas, texts): assert unknown(least, some) <= unknown(whole, some)
+    for some in (lemmas, texts):
+        assert unknown(least, some) <= unknown(whole, some)
     assert not unknown(least, lemmas)
 
 
@@ -71,29 +82,37 @@ def trained(tmp_path_factory):
 def test_the_tokenizer_travels_with_the_model(trained, tmp_path):
     "Packed file, saved folder, plain transformers and both runtimes predict what was evaluated"
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
     cfg, out = trained
     task, data = task_of("accept"), load_task("accept")["validation"]
     texts = data["sentence"][:200]
     expected = predict(unpack(model_file(cfg, out)), stored_tokenizer(model_file(cfg, out)), data, task.texts)
     assert np.array_equal(expected.argmax(1), load_predictions(cfg.id, out)[0])
-    (tmp_path/"alone.safetensors").write_bytes(model_file(cfg, out).read_bytes()) # no row and no folder beside it
-    folder = save_pretrained(cfg, tmp_path/"saved", out)
-    for place in (tmp_path/"alone.safetensors", folder):
+    (tmp_path / "alone.safetensors").write_bytes(
+        model_file(cfg, out).read_bytes()
+    )  # no row and no folder beside it
+    folder = save_pretrained(cfg, tmp_path / "saved", out)
+    for place in (tmp_path / "alone.safetensors", folder):
         assert np.allclose(load(place).logits(texts), expected[:200], atol=1e-5)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert len(tokenizer) == 3000 and tokenizer(texts)["input_ids"] == load(folder).tokenizer(texts)["input_ids"]
+    assert (
+        len(tokenizer) == 3000 and tokenizer(texts)["input_ids"] == load(folder).tokenizer(texts)["input_ids"]
+    )
     for runtime in ("onnx", "openvino"):
-        export(unpack(model_file(cfg, out)), tmp_path/runtime, runtime, load(folder).tokenizer, task, data)
-        exported = load_exported(tmp_path/runtime)
+        export(unpack(model_file(cfg, out)), tmp_path / runtime, runtime, load(folder).tokenizer, task, data)
+        exported = load_exported(tmp_path / runtime)
         assert exported.about["vocab_size"] == 3000 and exported.about["parity"]["equal"] > 0.98
 
 
 def test_size_and_parameters_are_those_of_the_small_table(trained):
     cfg, out = trained
     row, whole = read_row(cfg.id, out), load_model("minilm", "l1", ("no", "yes")).num_parameters()
-    assert row["parameters"] == whole - (30522 - 3000)*384
-    assert row["mb_file"]*1e6 == model_file(cfg, out).stat().st_size
-    assert inspect(model_file(cfg, out))["version"] == 2 and inspect(model_file(cfg, out))["vocabulary"]["bytes"] < 15_000
+    assert row["parameters"] == whole - (30522 - 3000) * 384
+    assert row["mb_file"] * 1e6 == model_file(cfg, out).stat().st_size
+    assert (
+        inspect(model_file(cfg, out))["version"] == 2
+        and inspect(model_file(cfg, out))["vocabulary"]["bytes"] < 15_000
+    )
 
 
 def test_quantizing_after_training_reads_the_trimmed_tokenizer(tmp_path):
@@ -102,42 +121,58 @@ def test_quantizing_after_training_reads_the_trimmed_tokenizer(tmp_path):
     run(cfg, tmp_path, log=QUIET)
     base = Run(methods="vocab(rows=3000)", **FEW)
     first, second = (dump_tokenizer(stored_tokenizer(model_file(r, tmp_path))) for r in (cfg, base))
-    assert first == second and inspect(model_file(cfg, tmp_path))["bytes"] < inspect(model_file(base, tmp_path))["bytes"]/3
+    assert (
+        first == second
+        and inspect(model_file(cfg, tmp_path))["bytes"] < inspect(model_file(base, tmp_path))["bytes"] / 3
+    )
 
 
 def test_a_student_is_trimmed_and_its_teacher_is_not(tmp_path):
     cfg = Run(size="l1", methods="kd(transfer=50),vocab(rows=3000)", limit=96, recipe="v3(min_steps=30)")
     row = run(cfg, tmp_path, log=QUIET)
-    sizes = {inspect(p)["config"]["vocab_size"] for p in (tmp_path/"models").glob("*.safetensors")}
+    sizes = {inspect(p)["config"]["vocab_size"] for p in (tmp_path / "models").glob("*.safetensors")}
     assert sizes == {3000, 30522} and row["transfer_examples"] == 50
 
 
-@pytest.mark.parametrize("methods, message", [
-    ("kd,vocab(rows=500)", "rows='500' is not allowed; rows is 1,999 "),
-    ("kd,vocab(rows=30523)", r"to 30,522 \(all\)"), ("qat > vocab", "put vocab in the first stage"),
-    ("vocab(rows=0)", "rows='0' is not allowed"), ("vocab(row=9000)", "did you mean 'rows'")])
+@pytest.mark.parametrize(
+    "methods, message",
+    [
+        ("kd,vocab(rows=500)", "rows='500' is not allowed; rows is 1,999 "),
+        ("kd,vocab(rows=30523)", r"to 30,522 \(all\)"),
+        ("qat > vocab", "put vocab in the first stage"),
+        ("vocab(rows=0)", "rows='0' is not allowed"),
+        ("vocab(row=9000)", "did you mean 'rows'"),
+    ],
+)
 def test_what_cannot_work_fails_before_anything_is_trained(tmp_path, methods, message):
     "Also before the teacher is"
-    with pytest.raises(ValueError, match=message): run(Run(methods=methods, **FEW), tmp_path, log=QUIET)
+    with pytest.raises(ValueError, match=message):
+        run(Run(methods=methods, **FEW), tmp_path, log=QUIET)
     assert not [*tmp_path.rglob("*.safetensors")]
 
 
 def test_other_tokenizers_are_refused(whole):
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
-    unigram = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.Unigram([("a", -1.0), ("b", -2.0)], 0)))
-    with pytest.raises(ValueError, match="'Unigram .* is not allowed; tokenizer is WordPiece"): Trim(Vocab()).check(unigram)
+
+    unigram = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.Unigram([("a", -1.0), ("b", -2.0)], 0))
+    )
+    with pytest.raises(ValueError, match="'Unigram .* is not allowed; tokenizer is WordPiece"):
+        Trim(Vocab()).check(unigram)
 
 
 def test_damaged_and_forged_tokenizers_are_one_named_error(trained, tmp_path):
     "A flipped bit, a bomb, and what is no tokenizer"
     cfg, out = trained
-    data, path = bytearray(model_file(cfg, out).read_bytes()), tmp_path/"bad.safetensors"
+    data, path = bytearray(model_file(cfg, out).read_bytes()), tmp_path / "bad.safetensors"
     at = data.find(b"\xfd7zXZ\x00")
     data[at + 2000] ^= 1
     path.write_bytes(data)
     for reader in (unpack, stored_tokenizer):
-        with pytest.raises(CorruptFile, match="the tokenizer does not match its checksum"): reader(path)
-    bomb = lzma.compress(b" "*10**7 + json.dumps(dict(parts={})).encode())
+        with pytest.raises(CorruptFile, match="the tokenizer does not match its checksum"):
+            reader(path)
+    bomb = lzma.compress(b" " * 10**7 + json.dumps(dict(parts={})).encode())
     for bad in (bomb, b"\xfd7zXZ\x00", lzma.compress(b"[1]"), b""):
-        with pytest.raises(ValueError, match="the tokenizer in the file is damaged"): parse_tokenizer(bad, 10**6)
+        with pytest.raises(ValueError, match="the tokenizer in the file is damaged"):
+            parse_tokenizer(bad, 10**6)

@@ -1,4 +1,5 @@
 "Thousands of damaged files of every kind that is kept: the damage is noticed and named, or the file reads as before"
+
 import json, random, shutil, warnings
 
 import numpy as np
@@ -11,7 +12,14 @@ from combcomp.compress.training import WHOLE, newest_checkpoint
 from combcomp.models.encoders import load_tokenizer
 from combcomp.ship.packed_file import pack, unpack
 from combcomp.spec import Run
-from combcomp.study.store import load_predictions, load_results, load_rows, release, save_predictions, save_row
+from combcomp.study.store import (
+    load_predictions,
+    load_results,
+    load_rows,
+    release,
+    save_predictions,
+    save_row,
+)
 
 TINY = dict(vocab_size=60, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
 SEEDS = range(3)
@@ -23,10 +31,10 @@ def damaged(data, chance):
     at, length = chance.randrange(len(data)), chance.choice((1, 1, 2, 8))
     new = chance.randbytes(length)
     if kind == "flip":
-        return data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1:]
+        return data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1 :]
     if kind == "end":
         return data[:at]
-    return data[:at] + (b"" if kind == "cut" else new) + data[at + (0 if kind == "insert" else length):]
+    return data[:at] + (b"" if kind == "cut" else new) + data[at + (0 if kind == "insert" else length) :]
 
 
 def row_of(run):
@@ -39,11 +47,13 @@ def a_packed_file(folder):
     "A model of one tiny layer: the file, and how it is read"
     torch.manual_seed(0)
     model = BertForSequenceClassification(BertConfig(**TINY)).eval()
-    pack(model, folder/"m.safetensors")
+    pack(model, folder / "m.safetensors")
+
     def read():
-        found = unpack(folder/"m.safetensors")
+        found = unpack(folder / "m.safetensors")
         tensors = {k: v.numpy().tobytes() for k, v in found.state_dict().items()}
         return tensors, json.dumps(found.config.to_diff_dict(), sort_keys=True)
+
     return ["m.safetensors"], read
 
 
@@ -62,22 +72,25 @@ def a_release(folder):
         save_predictions(run.id, np.eye(2)[[seed % 2, 1, 0]], [0, 1, 1], folder)
     release(folder)
     for kind in ("runs", "predictions"):
-        shutil.rmtree(folder/kind)
+        shutil.rmtree(folder / kind)
+
     def read():
         table = load_results(folder).to_csv()
         return table, [load_predictions(Run(seed=seed).id, folder)[0].tolist() for seed in SEEDS]
+
     return ["results.csv", "results.json", "predictions.npz"], read
 
 
 def a_checkpoint(folder):
     "The newest of two checkpoints; the older one is whole"
     for step in (1, 2):
-        (place := folder/f"checkpoint-{step}").mkdir()
+        (place := folder / f"checkpoint-{step}").mkdir()
         for name in ("model.safetensors", "optimizer.pt", "trainer_state.json"):
-            (place/name).write_bytes(name.encode()*20)
+            (place / name).write_bytes(name.encode() * 20)
         notes = dict(files=file_hashes(place, [WHOLE]), seconds=1.5, order="00ff")
-        (place/WHOLE).write_text(json.dumps(notes | dict(check=json_hash(notes))))
-    names = [f"checkpoint-2/{p.name}" for p in sorted((folder/"checkpoint-2").iterdir())]
+        (place / WHOLE).write_text(json.dumps(notes | dict(check=json_hash(notes))))
+    names = [f"checkpoint-2/{p.name}" for p in sorted((folder / "checkpoint-2").iterdir())]
+
     def read():
         said = []
         found, notes = newest_checkpoint(folder, lambda text, **kwargs: said.append(text))
@@ -85,6 +98,7 @@ def a_checkpoint(folder):
             assert "checkpoint-2 is incomplete or damaged" in said[0] and found.endswith("checkpoint-1")
             raise ValueError(said[0])
         return found, notes
+
     return names, read
 
 
@@ -93,6 +107,7 @@ def an_export(folder):
     for package in ("onnx", "onnxruntime"):
         pytest.importorskip(package)
     from combcomp.ship.runtimes import export, load_exported
+
     torch.manual_seed(0)
     size = dict(TINY, vocab_size=30522, max_position_embeddings=32)
     model = BertForSequenceClassification(BertConfig(**size)).eval()
@@ -107,26 +122,30 @@ KINDS = {a_packed_file: 400, rows: 400, a_release: 200, a_checkpoint: 400, an_ex
 @pytest.mark.parametrize("make", KINDS, ids=lambda f: f.__name__)
 def test_damage_is_noticed_or_makes_no_difference(make, tmp_path, request):
     "Ten thousand files in all with --long"
-    (folder := tmp_path/"files").mkdir()
+    (folder := tmp_path / "files").mkdir()
     names, read = make(folder)
-    whole = {name: (folder/name).read_bytes() for name in names}
+    whole = {name: (folder / name).read_bytes() for name in names}
     expected, chance, noticed = read(), random.Random(0), 0
-    count = KINDS[make]*(7 if request.config.getoption("--long") else 1)
+    count = KINDS[make] * (7 if request.config.getoption("--long") else 1)
     for i in range(count):
         name = names[i % len(names)]
-        for other, data in whole.items(): # a reader may have deleted what was damaged
-            (folder/other).parent.mkdir(exist_ok=True)
-            (folder/other).write_bytes(data)
-        (folder/name).write_bytes(bad := damaged(whole[name], chance))
+        for other, data in whole.items():  # a reader may have deleted what was damaged
+            (folder / other).parent.mkdir(exist_ok=True)
+            (folder / other).write_bytes(data)
+        (folder / name).write_bytes(bad := damaged(whole[name], chance))
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             try:
                 found = read()
-            except (ValueError, OSError) as e: # what the readers promise; anything else is a raw error
+            except (ValueError, OSError) as e:  # what the readers promise; anything else is a raw error
                 assert len(str(e)) > 10, (name, e)
                 noticed += 1
                 found = None
         if found is not None and found != expected:
-            assert any("damaged" in str(w.message) or "edited" in str(w.message) for w in told), (name, i, bad[:2000])
+            assert any("damaged" in str(w.message) or "edited" in str(w.message) for w in told), (
+                name,
+                i,
+                bad[:2000],
+            )
             noticed += 1
-    assert noticed > 0.8*count, f"{noticed} of {count}"
+    assert noticed > 0.8 * count, f"{noticed} of {count}"

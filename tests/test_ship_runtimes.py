@@ -1,4 +1,5 @@
 "Every subset on both runtimes: the predictions of the converted model, integers inside, any shape, and errors that say what is wrong"
+
 import json, os, shutil
 
 import numpy as np, pytest, torch, transformers
@@ -13,26 +14,34 @@ from combcomp.data.tasks import TASKS
 from combcomp.data.loading import load_task
 from combcomp.compress.training import compress, encode
 
-onnx, ort, ov = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime"), pytest.importorskip("openvino")
+onnx, ort, ov = (
+    pytest.importorskip("onnx"),
+    pytest.importorskip("onnxruntime"),
+    pytest.importorskip("openvino"),
+)
 from combcomp.ship import runtimes
 from combcomp.basics import file_hashes
 from combcomp.ship.runtimes import FILES, ParityError, VERSION, load_about, onnx_model, write_about
 
-transformers.logging.set_verbosity_error(); transformers.logging.disable_progress_bar()
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
 QUIET = lambda *a, **k: None
 RUNTIMES = tuple(FILES)
 
 
 @pytest.fixture(scope="module")
-def tok(): return load_tokenizer("minilm", "l1")
+def tok():
+    return load_tokenizer("minilm", "l1")
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tok):
     "(task name, methods) -> (converted model of one layer, 300 validation examples), trained once"
     cache, made = tmp_path_factory.mktemp("cache"), {}
+
     def get(methods, name="accept"):
-        if (methods, name) in made: return made[methods, name]
+        if (methods, name) in made:
+            return made[methods, name]
         task, model = TASKS[name], load_model("minilm", "l1", TASKS[name].labels)
         data = load_task(name, limit=96, cache=cache)
         logits = np.random.default_rng(0).normal(size=(96, len(task.labels or (0,)))).tolist()
@@ -40,95 +49,153 @@ def trained(tmp_path_factory, tok):
         compress(model, tok, train, parse(methods), log=QUIET, epochs=2, batch_size=16, lr=3e-4)
         made[methods, name] = model, data["validation"].select(range(300))
         return made[methods, name]
+
     return get
 
 
 def layer_types(folder):
     "(kind, type it runs in) of each layer of a compiled OpenVINO model"
-    compiled = ov.Core().compile_model(str(folder/"model.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = ov.Core().compile_model(str(folder / "model.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     text = lambda v: v.astype(str) if hasattr(v, "astype") else v
-    return [(text(i["layerType"]), text(i["runtimePrecision"])) for i in (op.get_rt_info() for op in compiled.get_runtime_model().get_ops())]
+    return [
+        (text(i["layerType"]), text(i["runtimePrecision"]))
+        for i in (op.get_rt_info() for op in compiled.get_runtime_model().get_ops())
+    ]
 
 
 def fused(folder, tmp_path):
     "Kinds of operators of the graph that ONNX Runtime has made"
     options = ort.SessionOptions()
-    options.optimized_model_filepath, options.log_severity_level = str(tmp_path/"optimized.onnx"), 3
-    ort.InferenceSession(str(folder/"model.onnx"), options, providers=["CPUExecutionProvider"])
-    return [n.op_type for n in onnx.load(tmp_path/"optimized.onnx").graph.node]
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimized.onnx"), 3
+    ort.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    return [n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node]
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("methods", SUBSETS, ids=lambda m: m or "none")
 def test_subset(methods, runtime, trained, tok, tmp_path):
     model, val = trained(methods)
-    about = export(model, tmp_path/"m", runtime, tokenizer=tok, task="accept", data=val, within=0.7) # 2 of 300 examples
-    baked, logits = predict(model, tok, val, ("sentence",)), load_exported(tmp_path/"m", threads=1).logits(val["sentence"])
+    about = export(
+        model, tmp_path / "m", runtime, tokenizer=tok, task="accept", data=val, within=0.7
+    )  # 2 of 300 examples
+    baked, logits = predict(model, tok, val, ("sentence",)), load_exported(tmp_path / "m", threads=1).logits(
+        val["sentence"]
+    )
     assert (baked.argmax(1) == logits.argmax(1)).mean() == about["parity"]["equal"] >= 0.99
     if "qat" not in methods:
-        export(model, tmp_path/"exact", runtime, tokenizer=tok, data=False, precision="f32")
-        assert about["int8_layers"] == 0 and abs(baked - load_exported(tmp_path/"exact").logits(val["sentence"])).max() < 1e-3
+        export(model, tmp_path / "exact", runtime, tokenizer=tok, data=False, precision="f32")
+        assert (
+            about["int8_layers"] == 0
+            and abs(baked - load_exported(tmp_path / "exact").logits(val["sentence"])).max() < 1e-3
+        )
         return
-    assert about["int8_layers"] == 8 and about["mb_onnx"] < 0.27*model.num_parameters()*4/1e6 and about["mb"] < 1.02*about["mb_onnx"]
-    if runtime == "onnx": kinds = fused(tmp_path/"m", tmp_path); assert kinds.count("MatMulIntegerToFloat") == 8 and "Gemm" not in kinds
-    else: assert [t in ("u8", "i8") for kind, t in layer_types(tmp_path/"m") if kind == "FullyConnected"] == [True]*8
+    assert (
+        about["int8_layers"] == 8
+        and about["mb_onnx"] < 0.27 * model.num_parameters() * 4 / 1e6
+        and about["mb"] < 1.02 * about["mb_onnx"]
+    )
+    if runtime == "onnx":
+        kinds = fused(tmp_path / "m", tmp_path)
+        assert kinds.count("MatMulIntegerToFloat") == 8 and "Gemm" not in kinds
+    else:
+        assert [t in ("u8", "i8") for kind, t in layer_types(tmp_path / "m") if kind == "FullyConnected"] == [
+            True
+        ] * 8
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("name", ["hypernym", "glosssim"])
 def test_pairs_and_regression(name, runtime, trained, tok, tmp_path):
     model, val = trained("qat", name)
-    about = export(model, tmp_path/"m", runtime, tokenizer=tok, task=name, data=val, within=0.7)
+    about = export(model, tmp_path / "m", runtime, tokenizer=tok, task=name, data=val, within=0.7)
     pairs = list(zip(*(val[t] for t in TASKS[name].texts)))
-    answers = load_exported(tmp_path/"m")(pairs)
-    if name == "glosssim": assert about["labels"] is None and all(a["label"] is None and isinstance(a["score"], float) for a in answers)
-    else: assert {a["label"] for a in answers} <= {"false", "true"} and all(0.5 <= a["score"] <= 1 for a in answers)
+    answers = load_exported(tmp_path / "m")(pairs)
+    if name == "glosssim":
+        assert about["labels"] is None and all(
+            a["label"] is None and isinstance(a["score"], float) for a in answers
+        )
+    else:
+        assert {a["label"] for a in answers} <= {"false", "true"} and all(
+            0.5 <= a["score"] <= 1 for a in answers
+        )
     assert about["parity"]["examples"] == len(answers) == 300
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_any_batch_and_length(runtime, trained, tok, tmp_path):
     model, val = trained("")
-    export(model, tmp_path/"m", runtime, tokenizer=tok, data=False, max_length=40)
-    m = load_exported(tmp_path/"m", threads=1)
-    texts = ["a", "", "word "*300, *val["sentence"][:14]]
+    export(model, tmp_path / "m", runtime, tokenizer=tok, data=False, max_length=40)
+    m = load_exported(tmp_path / "m", threads=1)
+    texts = ["a", "", "word " * 300, *val["sentence"][:14]]
     enc = [tok(t, truncation=True, max_length=40, return_tensors="pt") for t in texts]
-    with torch.inference_mode(): want = np.concatenate([model(**e).logits.numpy() for e in enc])
-    for size in (1, 5, 32): assert np.allclose(m.logits(texts, batch_size=size), want, atol=1e-3)
+    with torch.inference_mode():
+        want = np.concatenate([model(**e).logits.numpy() for e in enc])
+    for size in (1, 5, 32):
+        assert np.allclose(m.logits(texts, batch_size=size), want, atol=1e-3)
     assert m.logits([]).shape == (0, 2) and m([]) == [] and m("a")[0]["label"] in TASKS["accept"].labels
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize("methods", ["qat(bits=4)", "qat(bits=8, activations=None)", "qat(bits=16, activations=16, embeddings=16)", "qat(bits=16, activations=8, embeddings=8)"])
+@pytest.mark.parametrize(
+    "methods",
+    [
+        "qat(bits=4)",
+        "qat(bits=8, activations=None)",
+        "qat(bits=16, activations=16, embeddings=16)",
+        "qat(bits=16, activations=8, embeddings=8)",
+    ],
+)
 def test_other_bits(methods, runtime, tok, tmp_path):
     model = load_model("minilm", "l1", TASKS["accept"].labels)
-    quantize = Quantize(parse(methods)[0][0]); quantize.prepare(model)
-    texts = ["the dog sat", "it sat on the small mat near me"]*4
+    quantize = Quantize(parse(methods)[0][0])
+    quantize.prepare(model)
+    texts = ["the dog sat", "it sat on the small mat near me"] * 4
     batch = tok(texts, padding=True, return_tensors="pt")
-    with torch.no_grad(): model.train()(**batch)
+    with torch.no_grad():
+        model.train()(**batch)
     convert(model, [quantize])
-    with torch.no_grad(): want = model(**batch).logits.numpy()
-    about = export(model, tmp_path/"m", runtime, tokenizer=tok, data=False)
-    assert about["int8_layers"] == (8 if methods == "qat(bits=4)" else 0) and about["mb_onnx"] < (0.27 if "bits=16" not in methods else 0.52)*model.num_parameters()*4/1e6
-    assert about["mb"] < 1.02*about["mb_onnx"]
-    assert abs(load_exported(tmp_path/"m").logits(texts) - want).max() < (0.03 if "8" in methods or "4" in methods else 2e-3)
+    with torch.no_grad():
+        want = model(**batch).logits.numpy()
+    about = export(model, tmp_path / "m", runtime, tokenizer=tok, data=False)
+    assert (
+        about["int8_layers"] == (8 if methods == "qat(bits=4)" else 0)
+        and about["mb_onnx"] < (0.27 if "bits=16" not in methods else 0.52) * model.num_parameters() * 4 / 1e6
+    )
+    assert about["mb"] < 1.02 * about["mb_onnx"]
+    assert abs(load_exported(tmp_path / "m").logits(texts) - want).max() < (
+        0.03 if "8" in methods or "4" in methods else 2e-3
+    )
 
 
 def test_an_unpacked_model_gives_the_same_file(trained, tok, tmp_path):
     model, _ = trained("mp,qat")
-    pack(model, tmp_path/"m.safetensors")
-    assert onnx_model(unpack(tmp_path/"m.safetensors")).SerializeToString() == onnx_model(model).SerializeToString()
+    pack(model, tmp_path / "m.safetensors")
+    assert (
+        onnx_model(unpack(tmp_path / "m.safetensors")).SerializeToString()
+        == onnx_model(model).SerializeToString()
+    )
 
 
 @pytest.mark.parametrize("act", ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "tanh"])
 def test_activation_functions(act):
     torch.manual_seed(0)
-    config = transformers.BertConfig(vocab_size=99, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, hidden_act=act, num_labels=3)
+    config = transformers.BertConfig(
+        vocab_size=99,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        hidden_act=act,
+        num_labels=3,
+    )
     model = transformers.BertForSequenceClassification(config).eval()
-    ids, mask = torch.randint(1, 99, (2, 7)), torch.tensor([[1]*7, [1]*4 + [0]*3])
-    with torch.no_grad(): want = model(ids, attention_mask=mask).logits.numpy()
+    ids, mask = torch.randint(1, 99, (2, 7)), torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
+    with torch.no_grad():
+        want = model(ids, attention_mask=mask).logits.numpy()
     session = ort.InferenceSession(onnx_model(model).SerializeToString(), providers=["CPUExecutionProvider"])
-    got = session.run(None, dict(input_ids=ids.numpy(), attention_mask=mask.numpy(), token_type_ids=0*ids.numpy()))[0]
+    got = session.run(
+        None, dict(input_ids=ids.numpy(), attention_mask=mask.numpy(), token_type_ids=0 * ids.numpy())
+    )[0]
     assert np.allclose(got, want, atol=1e-5)
 
 
@@ -137,98 +204,175 @@ def test_another_model_does_not_pass(runtime, trained, tok, tmp_path, monkeypatc
     "A session that answers something else: the figures, and nothing left behind"
     model, val = trained("")
     from combcomp.ship import runtimes as E
+
     true = getattr(E, f"{runtime}_session")
     monkeypatch.setattr(E, f"{runtime}_session", lambda *a: (lambda s: lambda feed: -s(feed))(true(*a)))
-    with pytest.raises(ParityError, match=r"scores \d+\.\d+ and the PyTorch model \d+\.\d+ .* 0\.00% of 300 predictions equal"):
-        export(model, tmp_path/"m", runtime, tokenizer=tok, task="accept", data=val)
+    with pytest.raises(
+        ParityError,
+        match=r"scores \d+\.\d+ and the PyTorch model \d+\.\d+ .* 0\.00% of 300 predictions equal",
+    ):
+        export(model, tmp_path / "m", runtime, tokenizer=tok, task="accept", data=val)
     assert not [*tmp_path.iterdir()]
 
 
 def test_what_is_there_is_replaced_only_if_it_is_an_export(trained, tok, tmp_path):
     model, _ = trained("")
-    (tmp_path/"m").mkdir()
-    export(model, tmp_path/"m", "onnx", tokenizer=tok, data=False)
-    export(model, tmp_path/"m", "openvino", tokenizer=tok, data=False)
-    assert sorted(p.name for p in (tmp_path/"m").iterdir()) == ["export.json", "model.bin", "model.xml", "tokenizer.json"]
-    assert [p.name for p in tmp_path.iterdir()] == ["m"] and load_about(tmp_path/"m")["parity"] is None
-    (tmp_path/"mine").mkdir(); (tmp_path/"mine"/"notes.txt").write_text("")
+    (tmp_path / "m").mkdir()
+    export(model, tmp_path / "m", "onnx", tokenizer=tok, data=False)
+    export(model, tmp_path / "m", "openvino", tokenizer=tok, data=False)
+    assert sorted(p.name for p in (tmp_path / "m").iterdir()) == [
+        "export.json",
+        "model.bin",
+        "model.xml",
+        "tokenizer.json",
+    ]
+    assert [p.name for p in tmp_path.iterdir()] == ["m"] and load_about(tmp_path / "m")["parity"] is None
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("")
     for name in ("mine", "mine/notes.txt"):
-        with pytest.raises(FileExistsError, match="not an earlier export"): export(model, tmp_path/name, "onnx", tokenizer=tok, data=False)
-    for f in (tmp_path/"m").iterdir(): assert str(tmp_path).encode() not in f.read_bytes(), f.name
+        with pytest.raises(FileExistsError, match="not an earlier export"):
+            export(model, tmp_path / name, "onnx", tokenizer=tok, data=False)
+    for f in (tmp_path / "m").iterdir():
+        assert str(tmp_path).encode() not in f.read_bytes(), f.name
 
 
 def test_arguments(trained, tok, tmp_path):
     model, val = trained("")
-    bad = [(dict(runtime="tensorrt"), "runtime='tensorrt' is not allowed"), (dict(precision="f16"), "precision='f16'"), (dict(runtime="onnx", precision="bf16"), "precision='bf16'"), (dict(max_length=513), "max_length='513'"),
-           (dict(task="sst"), "did you mean 'sst2'"), (dict(task="mnli"), "mnli has 3 outputs, and the model has 2"), (dict(), "which task")]
+    bad = [
+        (dict(runtime="tensorrt"), "runtime='tensorrt' is not allowed"),
+        (dict(precision="f16"), "precision='f16'"),
+        (dict(runtime="onnx", precision="bf16"), "precision='bf16'"),
+        (dict(max_length=513), "max_length='513'"),
+        (dict(task="sst"), "did you mean 'sst2'"),
+        (dict(task="mnli"), "mnli has 3 outputs, and the model has 2"),
+        (dict(), "which task"),
+    ]
     for kwargs, message in bad:
-        with pytest.raises(ValueError, match=message): export(model, tmp_path/"m", tokenizer=tok, **kwargs)
-    small = transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
-    with pytest.raises(ValueError, match="the tokenizer has 30522 tokens, and the model 50"): export(small, tmp_path/"m", tokenizer=tok, data=False)
-    with pytest.raises(ValueError, match="which tokenizer"): export(small, tmp_path/"m", data=False)
+        with pytest.raises(ValueError, match=message):
+            export(model, tmp_path / "m", tokenizer=tok, **kwargs)
+    small = transformers.BertForSequenceClassification(
+        transformers.BertConfig(
+            vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+        )
+    )
+    with pytest.raises(ValueError, match="the tokenizer has 30522 tokens, and the model 50"):
+        export(small, tmp_path / "m", tokenizer=tok, data=False)
+    with pytest.raises(ValueError, match="which tokenizer"):
+        export(small, tmp_path / "m", data=False)
     assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.parametrize("change, message", [(dict(runtime="../x"), "runtime"), (dict(labels="ab"), "labels"), (dict(labels=[1]), "labels"), (dict(max_length=0), "max_length"),
-                                             (dict(pad=-1), "pad"), (dict(precision="int1"), "precision"), (dict(format="other"), "not written by export")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(runtime="../x"), "runtime"),
+        (dict(labels="ab"), "labels"),
+        (dict(labels=[1]), "labels"),
+        (dict(max_length=0), "max_length"),
+        (dict(pad=-1), "pad"),
+        (dict(precision="int1"), "precision"),
+        (dict(format="other"), "not written by export"),
+    ],
+)
 def test_a_changed_json_file(change, message, trained, tok, tmp_path):
     files = {"model.onnx": "", "tokenizer.json": ""}
-    write_about(dict(format="combcomp-export", version=VERSION, runtime="onnx", labels=["a"], max_length=9, pad=0, vocab_size=9, precision="f32", files=files) | change, tmp_path)
-    with pytest.raises(ValueError, match=message): load_exported(tmp_path)
+    write_about(
+        dict(
+            format="combcomp-export",
+            version=VERSION,
+            runtime="onnx",
+            labels=["a"],
+            max_length=9,
+            pad=0,
+            vocab_size=9,
+            precision="f32",
+            files=files,
+        )
+        | change,
+        tmp_path,
+    )
+    with pytest.raises(ValueError, match=message):
+        load_exported(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def exports(trained, tok, tmp_path_factory):
     "An exported folder for each runtime"
     model, folder = trained("")[0], tmp_path_factory.mktemp("exports")
-    for runtime in RUNTIMES: export(model, folder/runtime, runtime, tokenizer=tok, data=False)
+    for runtime in RUNTIMES:
+        export(model, folder / runtime, runtime, tokenizer=tok, data=False)
     return folder
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_changed_byte_in_any_file_is_noticed_when_it_is_loaded(runtime, exports, tmp_path):
-    for file in sorted((exports/runtime).iterdir()):
-        folder = tmp_path/file.name
-        shutil.copytree(exports/runtime, folder)
-        data = bytearray(file.read_bytes()); data[len(data)//2] ^= 1; (folder/file.name).write_bytes(data)
-        with pytest.raises(ValueError, match="was edited or damaged|is not valid JSON|was not written by export"): load_exported(folder)
-        (folder/file.name).unlink()
-        with pytest.raises((ValueError, FileNotFoundError), match="has no "): load_exported(folder)
+    for file in sorted((exports / runtime).iterdir()):
+        folder = tmp_path / file.name
+        shutil.copytree(exports / runtime, folder)
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        (folder / file.name).write_bytes(data)
+        with pytest.raises(
+            ValueError, match="was edited or damaged|is not valid JSON|was not written by export"
+        ):
+            load_exported(folder)
+        (folder / file.name).unlink()
+        with pytest.raises((ValueError, FileNotFoundError), match="has no "):
+            load_exported(folder)
 
 
 def sealed(folder, **change):
     "Checksums made anew, as one would who means harm"
-    about = {k: v for k, v in json.loads((folder/"export.json").read_text()).items() if k != "check"}
+    about = {k: v for k, v in json.loads((folder / "export.json").read_text()).items() if k != "check"}
     write_about(about | dict(files=file_hashes(folder, ["export.json"])) | change, folder)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_hostile_exports_are_refused_when_they_are_loaded(runtime, exports, tmp_path):
     def refused(message, harm, **change):
-        folder = tmp_path/str(len([*tmp_path.iterdir()]))
-        shutil.copytree(exports/runtime, folder)
-        harm(folder); sealed(folder, **change) if change is not None else None
-        with pytest.raises(ValueError, match=message): load_exported(folder)
+        folder = tmp_path / str(len([*tmp_path.iterdir()]))
+        shutil.copytree(exports / runtime, folder)
+        harm(folder)
+        sealed(folder, **change) if change is not None else None
+        with pytest.raises(ValueError, match=message):
+            load_exported(folder)
+
     nothing = lambda folder: None
-    tokenizer = json.loads((exports/runtime/"tokenizer.json").read_text())
+    tokenizer = json.loads((exports / runtime / "tokenizer.json").read_text())
+
     def more_tokens(folder):
         vocab = tokenizer["model"]["vocab"]
-        (folder/"tokenizer.json").write_text(json.dumps(tokenizer | dict(model=tokenizer["model"] | dict(vocab=vocab | {f"new{i}": len(vocab) + i for i in range(9)}))))
-    refused("is not a tokenizer", lambda folder: (folder/"tokenizer.json").write_text("{}"))
+        (folder / "tokenizer.json").write_text(
+            json.dumps(
+                tokenizer
+                | dict(
+                    model=tokenizer["model"]
+                    | dict(vocab=vocab | {f"new{i}": len(vocab) + i for i in range(9)})
+                )
+            )
+        )
+
+    refused("is not a tokenizer", lambda folder: (folder / "tokenizer.json").write_text("{}"))
     refused("where its labels need", nothing, labels=["a", "b", "c"])
     refused("has token ids up to", more_tokens)
-    refused("names without folders", nothing, files={"model.onnx": "", "model.xml": "", "model.bin": "", "tokenizer.json": "", "../x": ""})
-    folder = tmp_path/"large"
-    shutil.copytree(exports/runtime, folder)
-    os.truncate(folder/"tokenizer.json", 2*10**9)
-    with pytest.raises(ValueError, match="2,000 MB; such a file has at most 64"): load_exported(folder)
-    (folder/"export.json").write_text("["*10**6)
-    with pytest.raises(ValueError, match="RecursionError"): load_exported(folder)
+    refused(
+        "names without folders",
+        nothing,
+        files={"model.onnx": "", "model.xml": "", "model.bin": "", "tokenizer.json": "", "../x": ""},
+    )
+    folder = tmp_path / "large"
+    shutil.copytree(exports / runtime, folder)
+    os.truncate(folder / "tokenizer.json", 2 * 10**9)
+    with pytest.raises(ValueError, match="2,000 MB; such a file has at most 64"):
+        load_exported(folder)
+    (folder / "export.json").write_text("[" * 10**6)
+    with pytest.raises(ValueError, match="RecursionError"):
+        load_exported(folder)
 
 
 def test_reading_needs_no_torch(trained, tok, tmp_path, run_py):
     model, _ = trained("")
-    export(model, tmp_path/"m", "onnx", tokenizer=tok, data=False)
+    export(model, tmp_path / "m", "onnx", tokenizer=tok, data=False)
     code = f"import sys; from combcomp import load_exported; m = load_exported({str(tmp_path/'m')!r}); print(m('a dog')[0]['label'], [p for p in ('torch', 'transformers', 'onnx', 'openvino') if p in sys.modules])"
     label, _, modules = run_py(code).strip().partition(" ")
     assert label in TASKS["accept"].labels and modules == "[]"
@@ -246,21 +390,42 @@ except ImportError as e: print(e)
 
 def test_bench_takes_what_export_wrote(trained, tok, tmp_path):
     model, val = trained("qat")
-    for runtime in RUNTIMES: export(model, tmp_path/runtime, runtime, tokenizer=tok, data=False)
+    for runtime in RUNTIMES:
+        export(model, tmp_path / runtime, runtime, tokenizer=tok, data=False)
     feeds = [tokens(2, 9), tokens(4, 17)]
-    table = bench({"torch": model, "folder": tmp_path/"openvino", "loaded": load_exported(tmp_path/"onnx", shape=None)}, feeds, rounds=2, calls=2, threads=1)
-    assert table.index.tolist() == ["torch", "folder", "loaded"] and (table["median_ms"] > 0).all() and table["faster"].iloc[0] == 1
-    assert (abs(table["per_second"]*table["median_ms"]/1e3 - 3) < 1e-9).all()   # three texts a call, on average
-    with pytest.raises(FileNotFoundError, match="export did not write this folder"): bench(tmp_path/"nowhere")
-    with pytest.raises(ValueError, match="threads='-1'"): bench(model, threads=-1)
+    table = bench(
+        {
+            "torch": model,
+            "folder": tmp_path / "openvino",
+            "loaded": load_exported(tmp_path / "onnx", shape=None),
+        },
+        feeds,
+        rounds=2,
+        calls=2,
+        threads=1,
+    )
+    assert (
+        table.index.tolist() == ["torch", "folder", "loaded"]
+        and (table["median_ms"] > 0).all()
+        and table["faster"].iloc[0] == 1
+    )
+    assert (
+        abs(table["per_second"] * table["median_ms"] / 1e3 - 3) < 1e-9
+    ).all()  # three texts a call, on average
+    with pytest.raises(FileNotFoundError, match="export did not write this folder"):
+        bench(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="threads='-1'"):
+        bench(model, threads=-1)
 
 
 def test_a_fixed_shape(trained, tok, tmp_path):
     "Fewer texts than the batch, more, and longer ones, which are cut"
     model, val = trained("")
     for runtime in RUNTIMES:
-        export(model, tmp_path/runtime, runtime, tokenizer=tok, data=False, max_length=12)
-        free, fixed = load_exported(tmp_path/runtime), load_exported(tmp_path/runtime, shape=(4, 12))
-        for texts in (val["sentence"][:1], val["sentence"][:9], ["word "*40]): assert abs(free.logits(texts) - fixed.logits(texts)).max() < 1e-4
+        export(model, tmp_path / runtime, runtime, tokenizer=tok, data=False, max_length=12)
+        free, fixed = load_exported(tmp_path / runtime), load_exported(tmp_path / runtime, shape=(4, 12))
+        for texts in (val["sentence"][:1], val["sentence"][:9], ["word " * 40]):
+            assert abs(free.logits(texts) - fixed.logits(texts)).max() < 1e-4
         assert fixed.predict([]) == []
-        with pytest.raises(ValueError, match="length of shape='13'"): load_exported(tmp_path/runtime, shape=(4, 13))
+        with pytest.raises(ValueError, match="length of shape='13'"):
+            load_exported(tmp_path / runtime, shape=(4, 13))
