@@ -4,6 +4,8 @@ import json, lzma
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from combcomp import Run, load, run, save_pretrained
 from combcomp.compress.vocabulary import Trim
@@ -151,15 +153,48 @@ def test_what_cannot_work_fails_before_anything_is_trained(tmp_path, methods, me
     assert not [*tmp_path.rglob("*.safetensors")]
 
 
-def test_other_tokenizers_are_refused(whole):
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    unigram = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.Unigram([("a", -1.0), ("b", -2.0)], 0))
+def unigram_encoder(folder, texts):
+    "A small random BERT with a Unigram tokenizer that was trained on some texts, as a folder"
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=2000, unk_token="<unk>", show_progress=False, special_tokens=special
     )
-    with pytest.raises(ValueError, match="'Unigram .* is not allowed; tokenizer is WordPiece"):
-        Trim(Vocab()).check(unigram)
+    tokenizer.train_from_iterator(texts, trainer)
+    ends = [(piece, tokenizer.token_to_id(piece)) for piece in ("<s>", "</s>")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    names = dict(bos_token="<s>", eos_token="</s>", cls_token="<s>", sep_token="</s>", pad_token="<pad>")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", model_max_length=128, **names
+    )
+    fast.save_pretrained(folder)
+    shape = dict(num_hidden_layers=2, hidden_size=64, num_attention_heads=2, intermediate_size=128)
+    config = BertConfig(vocab_size=len(fast), pad_token_id=1, max_position_embeddings=128, **shape)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    return fast
+
+
+def test_a_unigram_vocabulary_is_trimmed_like_any_other(tmp_path):
+    "An encoder of one's own with such a tokenizer, from training to a file that predicts the same"
+    data = load_task("accept")
+    whole = unigram_encoder(tmp_path / "mine", data["train"]["sentence"])
+    cfg = Run(family=str(tmp_path / "mine"), methods="qat,vocab(rows=900)", **FEW | dict(size="full"))
+    row = run(cfg, tmp_path / "out", log=QUIET)
+    file = model_file(cfg, tmp_path / "out")
+    trimmed, texts = stored_tokenizer(file), data["validation"]["sentence"][:]
+    assert len(trimmed) == 900 and inspect(file)["config"]["vocab_size"] == 900 < len(whole)
+    assert unknown(trimmed, texts) <= unknown(whole, texts)
+    longer = sum(map(len, trimmed(texts)["input_ids"])) / sum(map(len, whole(texts)["input_ids"]))
+    assert 1 < longer < 1.5, "words that lost their piece are split"
+    again = predict(unpack(file), trimmed, data["validation"], ("sentence",)).argmax(1)
+    assert np.array_equal(again, load_predictions(cfg.id, tmp_path / "out")[0]) and row["mb_file"] < 1
+
+
+def test_other_tokenizers_are_refused():
+    bpe = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"a": 0, "b": 1}, [])))
+    with pytest.raises(ValueError, match="'BPE .* is not allowed; tokenizer is WordPiece or Unigram"):
+        Trim(Vocab()).check(bpe)
 
 
 def test_damaged_and_forged_tokenizers_are_one_named_error(trained, tmp_path):
