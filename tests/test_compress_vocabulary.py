@@ -3,7 +3,9 @@
 import json, lzma
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from conftest import REPO
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
@@ -23,7 +25,7 @@ from combcomp.models.tokenizers import (
 )
 from combcomp.ship.packed_file import CorruptFile, inspect, stored_tokenizer, unpack
 from combcomp.ship.runtimes import export, load_exported
-from combcomp.spec import Vocab
+from combcomp.spec import GLUE, TASKS, Vocab
 from combcomp.study.runner import model_file
 from combcomp.study.store import load_predictions, read_row
 
@@ -60,6 +62,17 @@ def test_no_word_of_wordnet_is_lost(whole, least):
     for some in (lemmas, texts):
         assert unknown(least, some) <= unknown(whole, some)
     assert not unknown(least, lemmas)
+
+
+@pytest.mark.parametrize("task", GLUE)
+def test_no_word_of_glue_is_lost(whole, least, task):
+    "Thousands of texts of each task, where GLUE is beside the checkout as development data"
+    files = sorted((REPO.parent / "shared" / "glue" / task).glob("validation*.parquet"))
+    if not files:
+        pytest.skip("development data (GLUE) not beside the checkout")
+    table = pq.read_table(files[0]).slice(0, 5000)
+    texts = [text for name in TASKS[task].texts for text in table[name].to_pylist()]
+    assert len(texts) >= 277 and unknown(least, texts) == unknown(whole, texts)
 
 
 def test_characters_without_a_piece_of_their_own_stay_readable(whole):
