@@ -18,9 +18,9 @@ QUIET = lambda *args, **kwargs: None
 FEW = dict(limit=300, epochs=1)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def ray():
-    "A Ray of two cores"
+    "A Ray of two cores, one for all tests of this file, since it takes seconds to begin"
     ray = pytest.importorskip("ray")
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield ray
@@ -104,9 +104,10 @@ def holders(folder):
 @pytest.mark.parametrize("shared", [True, False])
 def test_three_machines_two_of_which_die(tmp_path, out, shared):
     "One is killed while it trains and one while it saves; all runs are made, equal to those of one process, none twice"
-    pytest.importorskip("ray")
-    import ray
+    ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
+
+    ray.shutdown()  # that of the other tests
 
     cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0, include_dashboard=False))
     for node in "abc":  # each has a folder of its own for temporary files
