@@ -17,7 +17,7 @@ from .methods import Method
 
 # %% ../../nbs/compress/06_vocabulary.ipynb #1f1d5823
 class Trim(Method):
-    "Keep some of the word pieces, by how often they occur in the training texts"
+    "Keep some of the word pieces, by how often they occur in the texts of a task"
     def __init__(self, options:Vocab): self.options = options
 
     def check(self, tokenizer):
@@ -26,7 +26,7 @@ class Trim(Method):
 
     def change(
         self, model, tokenizer,
-        texts, # strings, all of the training set
+        texts, # strings, all that may be learned from: the training set, and texts without a label
     ): # the tokenizer to use instead
         "Trim the tokenizer and the model, in place; called before the texts are encoded"
         kept = choose_pieces(tokenizer, count_pieces(tokenizer, texts), self.options.rows)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BASE_FACTS', 'MEASURES', 'Context', 'model_file', 'unfinished', 'has_model', 'label', 'Teacher', 'find_teacher',
-           'load_teacher', 'named_teacher', 'Prepared', 'training_set', 'prepare', 'own_tokenizer', 'prepare_ptq',
-           'Trained', 'tensorboard_folder', 'train', 'Scores', 'evaluate', 'Superseded', 'Claim', 'store', 'claimed',
-           'make', 'make_prerequisites', 'hush', 'hushed', 'check_measures', 'measure_speed', 'measured', 'run_in',
-           'run']
+           'load_teacher', 'named_teacher', 'Prepared', 'training_set', 'known_texts', 'prepare', 'own_tokenizer',
+           'prepare_ptq', 'Trained', 'tensorboard_folder', 'train', 'Scores', 'evaluate', 'Superseded', 'Claim',
+           'store', 'claimed', 'make', 'make_prerequisites', 'hush', 'hushed', 'check_measures', 'measure_speed',
+           'measured', 'run_in', 'run']
 
 # %% ../../nbs/study/03_runner.ipynb #967eb09f
 import hashlib, os, shutil, tempfile, time
@@ -28,7 +28,7 @@ from combcomp.spec import (
     teacher_run,
 )
 from ..data.tasks import Task, majority, metrics, score, task_of
-from ..data.loading import load_task
+from ..data.loading import load_task, transfer_set
 from ..models.encoders import from_hub, load_model, load_tokenizer, predict, source
 from ..compress.methods import convert
 from ..compress.distillation import check_labels, check_order, check_teacher, distillation_set
@@ -179,6 +179,15 @@ def training_set(
                              run.max_length, run.split, ctx.cache, ctx.log)
     return train, teacher.score
 
+def known_texts(
+    run:Run, data, # the task's splits
+    ctx:Context,
+    further:int=30_000, # texts without a label, at most
+) -> list: # of strings
+    "All texts that may be learned from: the same with and without a teacher"
+    parts = data["train"], transfer_set(run.task, further, run.limit, ctx.cache, run.split)
+    return [t for part in parts for name in task_of(run.task, ctx.cache).texts for t in part[name][:]]
+
 def prepare(run:Run, ctx:Context) -> Prepared:
     "Load or make everything that training needs; missing weights and texts are errors here, not later"
     if base := ptq_base(run):
@@ -189,7 +198,7 @@ def prepare(run:Run, ctx:Context) -> Prepared:
     data = ctx.data(run)
     train, teacher_score = training_set(run, data, ctx)
     for method in tokenizer_methods(run.combination.stages):
-        tokenizer = method.change(model, tokenizer, (t for name in task.texts for t in train[name]))
+        tokenizer = method.change(model, tokenizer, known_texts(run, data, ctx))
     transfer = sum(c < 0 for c in train["copy"]) if "copy" in train.column_names else 0
     facts = dict(train_examples=len(train), transfer_examples=transfer, teacher_score=teacher_score)
     return Prepared(run, task, data, tokenizer, model, ctx.encoded(train, run, tokenizer), facts)
