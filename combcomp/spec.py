@@ -526,7 +526,7 @@ class Recipe:
     rate: float = 5e-4 # peak learning rate of one layer of width 384, and of anything smaller
     depth: float = 0.8 # the rate falls with the number of layers to this power,
     width: float = 1.0 # and with the width to this one
-    pairs: float = 0.4 # the rate of a task of two texts, as a multiple of that
+    pairs: float = 1.0 # the rate of a task of two texts, as a multiple of that
     head: float = 1.0 # the head's rate as a multiple of the encoder's
     layer_decay: float = 1.0 # the rate of a layer as a share of the rate of the layer above it
     warmup: float = 0.1 # share of the steps in which the rate rises; after them it falls linearly to 0
@@ -554,15 +554,14 @@ class Recipe:
             if not isinstance(getattr(self, name), bool):
                 bad_value("recipe", name, getattr(self, name), (True, False))
 
-RECIPES = dict(v1=Recipe(depth=0.5, width=2.0, pairs=1.0, standardize=False, min_steps=0, kd_alpha=0.5,
-                         kd_transfer=0, used_rows=False),
-               v2=Recipe(pairs=1.0),
-               v3=Recipe())
-RECIPE = "v3" # the present one
+RECIPES = dict(v1=Recipe(depth=0.5, width=2.0, standardize=False, min_steps=0, kd_alpha=0.5, kd_transfer=0,
+                         used_rows=False),
+               v2=Recipe())
+RECIPE = "v2" # the present one
 
 @lru_cache(1024)
 def recipe_of(text:str) -> Recipe:
-    "The recipe that a text names, a version with changes as in `v3(dropout=0.0)`; else ValueError"
+    "The recipe that a text names, a version with changes as in `v2(dropout=0.0)`; else ValueError"
     m = re.fullmatch(r"\s*(\w+)\s*(\(.*\))?\s*", str(text), re.S)
     if not m or m[1] not in RECIPES:
         bad_value("Run", "recipe", text, [*RECIPES])
@@ -571,7 +570,7 @@ def recipe_of(text:str) -> Recipe:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         call = None
     if not isinstance(call, ast.Call) or call.args:
-        bad_value("Run", "recipe", text, "a version, or with changes, as in v3(dropout=0.0)")
+        bad_value("Run", "recipe", text, "a version, or with changes, as in v2(dropout=0.0)")
     return replace(RECIPES[m[1]], **_options(Recipe, call.keywords, "recipe"))
 
 @lru_cache(1024)

@@ -13,7 +13,7 @@ from conftest import REPO
 
 SMALL = dict(size="l1", task="accept", limit=64, epochs=1.0)
 QAT = Run(methods="qat", **SMALL)
-STUDY = "--tasks accept --limits 64 --epochs 1 --batch_size 32 --recipe v3"
+STUDY = "--tasks accept --limits 64 --epochs 1 --batch_size 32 --recipe v2"
 
 
 def command(*words, **kwargs):
@@ -427,10 +427,10 @@ def test_recommend(made):
     ) and "no row has ms_openvino" in refused(f"recommend --milliseconds 5 {STUDY} --outputs", out)
     assert do("recommend --megabytes 14")[0] == 0, "the released rows"
     assert (
-        "(64 examples, 1 epoch, batches of 32, recipe v3)"
+        "(64 examples, 1 epoch, batches of 32, recipe v2)"
         in do("recommend --megabytes 20 --tasks accept --outputs", out)[1]
     ), "the only training there is"
-    assert "a training that has rows: --limits '64' --epochs 1 --batch_size 32 --recipe 'v3' (" in refused(
+    assert "a training that has rows: --limits '64' --epochs 1 --batch_size 32 --recipe 'v2' (" in refused(
         "recommend --megabytes 20 --tasks accept --batch_size 8 --outputs", out
     )
 

@@ -31,19 +31,19 @@ def test_released_rows_have_the_ids_of_their_fields():
     table = load_results(own=False)
     of = lambda row: Run(**{f.name: None if row[f.name] != row[f.name] else row[f.name] for f in fields(Run)})
     assert [of(r).id for r in table.to_dict("records")] == table["id"].tolist()
-    assert {*table["recipe"].str.partition("(")[0]} == {"v2", "v3"}
+    assert {*table["recipe"].str.partition("(")[0]} == {"v2"}
 
 
 def test_the_default_of_a_recipe_is_not_a_change_of_it():
-    assert Run(recipe=f"v3(dropout={Recipe().dropout})") == Run() and recipe_of("v1") == RECIPES["v1"]
-    assert Run(recipe="v1").id != Run().id != Run(recipe="v3(dropout=0.5)").id
+    assert Run(recipe=f"v2(dropout={Recipe().dropout})") == Run() and recipe_of("v1") == RECIPES["v1"]
+    assert Run(recipe="v1").id != Run().id != Run(recipe="v2(dropout=0.5)").id
     assert Run(recipe="v1").epochs == 3.0 and Run().epochs is None
 
 
 def test_rows_of_two_recipes_are_never_one_curve():
     row = dict(family="minilm", size="l1", task="wic", methods="", seed=0, score=70.0, mb_paper=5.0)
-    table = pd.DataFrame([dict(row, recipe="v1"), dict(row, recipe="v3", size="l2", mb_paper=9.0)])
-    with pytest.raises(ValueError, match="trained with recipe v1, v3"):
+    table = pd.DataFrame([dict(row, recipe="v1"), dict(row, recipe="v2", size="l2", mb_paper=9.0)])
+    with pytest.raises(ValueError, match="trained with recipe v1, v2"):
         points(table)
 
 
@@ -98,10 +98,10 @@ def test_glue_without_a_limit_has_no_transfer_texts():
 
 
 @pytest.mark.parametrize("task, same", [("accept", True), ("glosssim", False)])
-def test_version_3_changes_tasks_of_two_texts_alone(out, task, same):
-    "So rows of one text that were made by version 2 are rows of version 3"
+def test_a_rate_for_pairs_changes_tasks_of_two_texts_alone(out, task, same):
     second, third = (
-        Run(size="l1", task=task, limit=64, epochs=1, batch_size=16, recipe=recipe) for recipe in ("v2", "v3")
+        Run(size="l1", task=task, limit=64, epochs=1, batch_size=16, recipe=recipe)
+        for recipe in ("v2", "v2(pairs=0.4)")
     )
     rates = [run(cfg, out, log=QUIET)["learning_rate"] for cfg in (second, third)]
     a, b = (unpack(model_file(cfg, out)).state_dict() for cfg in (second, third))

@@ -143,7 +143,7 @@ def test_quantizing_after_training_reads_the_trimmed_tokenizer(tmp_path):
 
 
 def test_a_student_is_trimmed_and_its_teacher_is_not(tmp_path):
-    cfg = Run(size="l1", methods="kd(transfer=50),vocab(rows=3000)", limit=96, recipe="v3(min_steps=30)")
+    cfg = Run(size="l1", methods="kd(transfer=50),vocab(rows=3000)", limit=96, recipe="v2(min_steps=30)")
     row = run(cfg, tmp_path, log=QUIET)
     sizes = {inspect(p)["config"]["vocab_size"] for p in (tmp_path / "models").glob("*.safetensors")}
     assert sizes == {3000, 30522} and row["transfer_examples"] == 50

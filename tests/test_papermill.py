@@ -87,7 +87,7 @@ def test_without_an_output_path_and_redirected(tmp_path, out):
             limit=160,
             epochs=1,
             measure="file",
-            recipe="v3(kd_transfer=50, min_steps=15)",
+            recipe="v2(kd_transfer=50, min_steps=15)",
         ),
         tmp_path,
     )
