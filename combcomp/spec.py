@@ -231,7 +231,7 @@ register(MethodInfo(PTQ, QUANTIZE, order=40, label="post-training quantization",
 @dataclass(frozen=True)
 class Vocab:
     "Vocabulary trimming: fewer word pieces, and fewer rows in the table of their embeddings"
-    rows: int = 8000 # word pieces that are kept: special ones, single characters, and the most frequent
+    rows: int = 16000 # word pieces that are kept: special ones, single characters, and the most frequent
 
     def __post_init__(self): check_fields(self, rows=(int, 8, 10**6))
 
