@@ -124,8 +124,9 @@ class StagedFiles:
 
     def publish(self):
         "Give all files their names, in the order in which they were added"
-        for hidden in [*self.files]:
-            os.replace(hidden, self.files.pop(hidden))
+        for hidden, path in [*self.files.items()]:
+            os.replace(hidden, path)
+            del self.files[hidden] # after it: what has no name yet is removed in the end
 
     def __exit__(self, *error):
         for hidden in self.files:

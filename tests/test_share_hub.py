@@ -408,6 +408,7 @@ def test_cards_of_released_rows(released):
                 MP="*magnitude pruning*",
                 QAT="*quantization-aware training*",
                 PTQ="*post-training quantization*",
+                Vocab="*vocabulary trimming*",
             ).items()
             if w in text
         } == used
