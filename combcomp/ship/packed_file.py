@@ -284,6 +284,8 @@ def pack(
     info:dict|None=None, # anything JSON can hold, kept as it is
 ) -> dict: # as from `inspect`
     "Write a model to one file, each tensor in its smallest form; ValueError for a model that is not plain"
+    if not (folder := Path(path).resolve().parent).is_dir():
+        raise FileNotFoundError(f"pack: the folder {rel_path(folder)} does not exist")
     config, records, arrays = check_plain(model), {}, {}
     for name, value in model.state_dict().items():
         records[name], parts = tensor_record(model, name, value)
