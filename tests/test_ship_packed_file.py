@@ -19,8 +19,6 @@ from combcomp.ship.packed_file import CorruptFile, inspect, pack, unpack
 from combcomp.ship.model_size import sizes_of
 from combcomp.spec import parse
 
-from combcomp.ship import packed_file as P
-
 TINY = dict(
     vocab_size=600,
     hidden_size=16,

@@ -204,9 +204,8 @@ def prepare(run:Run, ctx:Context) -> Prepared:
     return Prepared(run, task, data, tokenizer, model, ctx.encoded(train, run, tokenizer), facts)
 
 def own_tokenizer(run:Run, ctx:Context):
-    "The tokenizer of a finished run: that in its packed file if methods have changed it, else its encoder's"
-    changed = tokenizer_methods(run.combination.stages)
-    return stored_tokenizer(model_file(run, ctx.outputs)) if changed else ctx.tokenizer(run)
+    "The tokenizer of a finished run: that in its packed file if there is one, else its encoder's"
+    return stored_tokenizer(model_file(run, ctx.outputs)) or ctx.tokenizer(run)
 
 def prepare_ptq(run:Run, base:Run, ctx:Context) -> Prepared:
     "For a run with ptq: the model of the run without it, and the batches for calibration"
