@@ -9,6 +9,9 @@ ALL = $(VENV)/.ready-all
 export JUPYTER_PREFER_ENV_PATH = 1
 export TOKENIZERS_PARALLELISM = false
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# pip does not compile (that takes a minute); what is imported is compiled once, also where images forbid it: without
+# bytecode every process takes 13 seconds to import torch and transformers instead of 5
+export PYTHONDONTWRITEBYTECODE =
 
 # Every name=value after make is a parameter of the notebook, as it was typed; the notebook refuses a name that it does not have.
 # A newline would end a line of a recipe; the shell puts it back.
@@ -20,7 +23,7 @@ quote = '$(subst $(NEWLINE),'"$$newline"',$(subst ','\'',$(value $(1))))'
 TYPED = $(foreach name,$(filter-out PYTHON VENV,$(.VARIABLES)),$(if $(findstring command line,$(origin $(name))),-p $(name) $(call quote,$(name))))
 PAPERMILL = newline="$$(printf '\n_')" && newline="$${newline%_}" && mkdir -p outputs/notebooks && . $(VENV)/bin/activate && papermill --no-progress-bar --stdout-file -
 
-.PHONY: help venv run grid speed ablations results report site test clean export readme notebook lab
+.PHONY: help venv run grid smallest speed ablations results report site test clean export readme notebook lab
 
 help: ## list the targets
 	@echo "make run methods=kd,mp,qat size=l1 task=accept seed=3"
@@ -40,7 +43,7 @@ $(READY): settings.ini setup.py pyproject.toml
 
 $(ALL): $(READY)
 	@echo "Installing the tests, the runtimes and Ray as well: 0.9 GB more"
-	@$(IN) pip install -q --no-compile -e '.[dev,demo,runtime,peers,ray]'
+	@$(IN) pip install -q --no-compile -e '.[dev,demo,e5,runtime,peers,ray]'
 	@touch $@
 
 run: $(READY) ## train, measure and append one row; the executed notebook is outputs/notebooks/run.ipynb
@@ -50,6 +53,10 @@ run: $(READY) ## train, measure and append one row; the executed notebook is out
 grid: $(READY) ## make the embedded suite, or the study of the parameters; it resumes, and several can share a folder
 	@$(PAPERMILL) nbs/grid.ipynb outputs/notebooks/grid.ipynb $(TYPED)
 	@echo "notebook outputs/notebooks/grid.ipynb, with a map of what is done and a table of scores"
+
+smallest: $(READY) ## search for the smallest model of a task that keeps the score; it resumes
+	@$(PAPERMILL) nbs/smallest.ipynb outputs/notebooks/smallest.ipynb $(TYPED)
+	@echo "notebook outputs/notebooks/smallest.ipynb, with a figure of all that was tried"
 
 speed: $(ALL) ## time training and inference, half an hour (measure=inference: only that); writes outputs/tables/speed_*.csv
 	@$(PAPERMILL) nbs/speed.ipynb outputs/notebooks/speed.ipynb -p measure all $(TYPED)
@@ -70,7 +77,7 @@ test: $(ALL) ## everything CI checks
 	@$(IN) python tests/check_sync.py readme
 	@$(ALONE) OMP_NUM_THREADS=1 python tests/check_sync.py results
 	@echo "== 4/5 the other notebooks run"
-	@$(ALONE) OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing --skip_file_re "$$(python tests/check_sync.py executed)"
+	@$(ALONE) OMP_NUM_THREADS=1 python tests/run_notebooks.py
 	@echo "== 5/5 tests/"
 	@$(ALONE) OMP_NUM_THREADS=1 pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=25
 	@echo "All five passed."

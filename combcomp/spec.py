@@ -12,19 +12,21 @@ from urllib.parse import parse_qsl, quote, urlencode
 from .basics import bad_value, check_fields, import_object, import_path, split_list
 
 # %% auto #0
-__all__ = ['GLUE', 'WORDNET', 'FAMILIES', 'METHODS', 'QUANTIZE', 'SUBSETS', 'TASKS', 'FILE', 'OPTIONS', 'FILE_TASKS', 'RECIPES',
-           'RECIPE', 'SCHEMA', 'BUILT_IN', 'changes', 'MethodInfo', 'register', 'unregister', 'info_of', 'KD', 'MP',
-           'Quantization', 'QAT', 'PTQ', 'Vocab', 'method_name', 'parse', 'canonical', 'subsets', 'subset_of',
-           'table_order', 'with_options', 'Task', 'register_task', 'parse_file_task', 'file_task', 'check_task',
-           'full_task_name', 'task_title', 'last_part', 'portable', 'Recipe', 'recipe_of', 'canonical_recipe',
-           'Combination', 'Run', 'teacher_run', 'learning_rate', 'recipe_epochs', 'resolve_task', 'task_names',
-           'limits_of', 'describe_registry', 'restore_registry']
+__all__ = ['GLUE', 'WORDNET', 'FAMILIES', 'NOT_CLEAN', 'METHODS', 'QUANTIZE', 'SUBSETS', 'TASKS', 'FILE', 'OPTIONS', 'FILE_TASKS',
+           'RECIPES', 'RECIPE', 'SCHEMA', 'BUILT_IN', 'changes', 'MethodInfo', 'register', 'unregister', 'info_of',
+           'KD', 'MP', 'Quantization', 'QAT', 'PTQ', 'Vocab', 'method_name', 'parse', 'canonical', 'subsets',
+           'subset_of', 'table_order', 'with_options', 'Task', 'register_task', 'parse_file_task', 'file_task',
+           'check_task', 'full_task_name', 'task_title', 'last_part', 'portable', 'Recipe', 'recipe_of',
+           'canonical_recipe', 'Combination', 'Run', 'teacher_run', 'learning_rate', 'recipe_epochs', 'resolve_task',
+           'task_names', 'limits_of', 'describe_registry', 'restore_registry']
 
 # %% ../nbs/spec.ipynb #f17cac26
 GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte") # by hub name, nyu-mll/glue
 WORDNET = ("supersense", "accept", "wic", "hypernym", "glosssim") # built from WordNet 3.0, offline
 FAMILIES = dict(bert=("large", "base", "medium", "small", "mini", "tiny"), # largest, the teacher, first
-                minilm=("l6", "l4", "l3", "l2", "l1"))
+                minilm=("l6", "l4", "l3", "l2", "l1"),
+                e5=("l12", "l8", "l6", "l4", "l2", "l1"))
+NOT_CLEAN = dict.fromkeys(("minilm", "e5"), ("mnli", "qqp", "qnli")) # tasks that were in their pretraining
 
 # %% ../nbs/spec.ipynb #8e1577a6
 def changes(
@@ -185,9 +187,12 @@ class Quantization:
     bits: int = 8 # bits of a weight, 2 to 16
     activations: int | None = 8 # bits of the input of each linear layer: 8, 16 or None (left in float)
     embeddings: int = 8 # bits of an embedding weight, 2 to 16
+    step: float | None = None # between integers, in typical weights of a row; None: as small as bits allow
 
     def __post_init__(self):
         check_fields(self, bits=(int, 2, 16), embeddings=(int, 2, 16))
+        if self.step is not None:
+            check_fields(self, step=(float, 0, 100, "("))
         if self.activations is not None:
             check_fields(self, activations=(int, 2, 16))
             if self.activations not in (8, 16):
@@ -195,8 +200,12 @@ class Quantization:
 
     def describe(self) -> str:
         inputs = "stay in float" if self.activations is None else f"are rounded to {self.activations} bits"
-        return (f"weights are integers of {self.bits} bits with a scale for each output channel, "
-                f"embeddings of {self.embeddings} bits, and the inputs of linear layers {inputs}")
+        weights = (f"weights are integers of {self.bits} bits with a scale for each output channel, "
+                   f"embeddings of {self.embeddings} bits")
+        if self.step is not None:
+            weights = (f"weights and embeddings are whole multiples of {self.step:g} times the typical weight "
+                       "of their row")
+        return f"{weights}, and the inputs of linear layers {inputs}"
 
 @dataclass(frozen=True)
 class QAT(Quantization):
@@ -537,6 +546,7 @@ class Recipe:
     epochs: float = 3.0 # passes over the training set, at least
     min_steps: int = 400 # small sets take more epochs, until there are so many steps,
     max_epochs: float = 20.0 # but at most so many epochs
+    steps: float = 1.0 # all that as a multiple: 0.25 is a quick trial; a teacher always has 1
     kd_alpha: float = 0.9 # share of the teacher's loss in distillation
     kd_transfer: int = 10_000 # texts that only the teacher labels, if there are so many
     transfer: float = 2.0 # further steps with transfer texts alone, as a multiple; fewer with fewer texts
@@ -548,7 +558,8 @@ class Recipe:
                      layer_decay=(float, 0, 1, "("), warmup=(float, 0, 1),
                      weight_decay=(float, 0, 1), dropout=(float, 0, 1, ")"), average=(float, 0, 1),
                      epochs=(float, 0, 1000, "("), min_steps=(int, 0, 10**9),
-                     max_epochs=(float, 0, 1000, "("), kd_alpha=(float, 0, 1),
+                     max_epochs=(float, 0, 1000, "("), steps=(float, 0, 1000, "("),
+                     kd_alpha=(float, 0, 1),
                      kd_transfer=(int, 0, 10**7), transfer=(float, 0, 100))
         for name in ("standardize", "used_rows"):
             if not isinstance(getattr(self, name), bool):
@@ -574,10 +585,13 @@ def recipe_of(text:str) -> Recipe:
     return replace(RECIPES[m[1]], **_options(Recipe, call.keywords, "recipe"))
 
 @lru_cache(1024)
-def canonical_recipe(text:str) -> str: # the one way to write it
+def canonical_recipe(
+    text:str,
+    **values, # knobs to set
+) -> str: # the one way to write it
     "A recipe in its canonical form, without changes to the version's own values"
     version = re.match(r"\s*(\w*)", str(text))[1]
-    changed = changes(recipe_of(text), RECIPES[version])
+    changed = changes(replace(recipe_of(text), **values), RECIPES[version])
     return version + (f"({changed})" if changed else "")
 
 # %% ../nbs/spec.ipynb #158eed98
@@ -604,8 +618,8 @@ def _combination(stages, recipe):
 @dataclass(frozen=True)
 class Run:
     "Everything that decides a result; unknown names and values raise ValueError"
-    family: str = "minilm" # minilm (comes with pip), bert (from the hub), or a hub name or folder of a BERT
-    size: str = "l1" # minilm: l6 l4 l3 l2 l1; bert: large base medium small mini tiny; else: full l<k>
+    family: str = "minilm" # minilm or e5 (from pip), bert (from the hub), or a hub name or folder of a BERT
+    size: str = "l1" # minilm: l6 to l1; e5: l12 to l1; bert: large base ... tiny; else: full l<k>
     task: str = "supersense" # supersense accept wic hypernym glosssim, a GLUE task, or file:<your file>
     methods: str = "" # any subset of kd, qat, mp, with options in brackets; none for no compression
     seed: int = 0 # of initialisation, order, dropout and augmentation
@@ -679,7 +693,8 @@ def teacher_run(run:Run) -> Run: # the run whose model teaches `run`
     "The family's largest model, uncompressed, on the same task, with seed 0 and at least the recipe's epochs"
     epochs = None if run.epochs is None or run.epochs <= recipe_of(run.recipe).epochs else run.epochs
     size = FAMILIES.get(run.family, ("full",))[0]
-    return replace(run, size=size, methods="", seed=0, lr=None, teacher="", epochs=epochs)
+    return replace(run, size=size, methods="", seed=0, lr=None, teacher="", epochs=epochs,
+                   recipe=canonical_recipe(run.recipe, steps=1.0))
 
 # %% ../nbs/spec.ipynb #7a18f96a
 def learning_rate(
@@ -701,7 +716,8 @@ def recipe_epochs(
     "The recipe's epochs: more where a small set would make too few steps, and steps for transfer texts"
     floor = min(recipe.max_epochs, recipe.min_steps*batch_size/labelled)
     share = transfer/(labelled + transfer)
-    return float(f"{max(recipe.epochs, floor)*(1 + recipe.transfer*share)*(1 - share):.3g}")
+    passes = max(recipe.epochs, floor)*recipe.steps
+    return float(f"{passes*(1 + recipe.transfer*share)*(1 - share):.3g}")
 
 # %% ../nbs/spec.ipynb #42029843
 def resolve_task(run:Run) -> Run:

@@ -1,7 +1,6 @@
 """Are the notebooks clean, and do combcomp/, README.md, figures/ and outputs/tables/ say what the notebooks say?
 
     python tests/check_sync.py clean|export|readme|results [--fix]
-    python tests/check_sync.py executed    # a pattern of the notebooks that `results` and tests/ run, for nbdev_test to skip
 
 Nothing is changed without --fix: `clean` and `export` run nbdev in a copy and compare, `results` runs the result notebooks
 into a temporary folder. nbdev_readme needs Quarto, so README.md is built here.
@@ -222,8 +221,6 @@ def fix(what):
 
 
 def main(what, *flags):
-    if what == "executed":
-        return print(rf"^([_.]|({'|'.join((*REMADE, 'index'))})\.ipynb$)")
     if what not in CHECKS or flags not in ((), ("--fix",)):
         sys.exit(__doc__)
     if flags:

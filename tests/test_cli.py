@@ -80,10 +80,12 @@ def said(table):
     return {k: (o.type.__name__, o.default, o.help) for k, o in table.items()}
 
 
-@pytest.mark.parametrize("name, table", [("run", cli.RUN), ("grid", cli.GRID)])
+@pytest.mark.parametrize("name, table", [("run", cli.RUN), ("grid", cli.GRID), ("smallest", cli.SMALLEST)])
 def test_notebooks_have_the_options_of_the_command_line(name, table, tmp_path):
     path = REPO / "nbs" / f"{name}.ipynb"
     assert parameters(path) == said(table)
+    if name == "smallest":
+        return
     text = path.read_text(encoding="utf-8")
     for old, new in (
         ("# passes over", "# turns over"),
@@ -445,7 +447,7 @@ def test_sizes():
         "mini",
         "tiny",
     ]
-    assert do("sizes")[1].count("\n") == 12 and "did you mean 'bert'" in refused("sizes --family robert")
+    assert do("sizes")[1].count("\n") == 18 and "did you mean 'bert'" in refused("sizes --family robert")
 
 
 # Nonsense, damage, and ends
@@ -469,6 +471,8 @@ def test_sizes():
         ("grid --workers 0", "--workers '0'"),
         ("grid --sizes l9", "size='l9'"),
         ("grid --seeds x", "ints with commas"),
+        ("smallest --task acept", "did you mean 'accept'"),
+        ("smallest --megabytes 0", "--megabytes '0.0'"),
         ("pack", "required: ID_OR_FOLDER"),
         ("unpack nowhere -o x", "'nowhere' is not a file"),
         ("export nowhere -o x --runtime tensorrt", "--runtime 'tensorrt'"),
@@ -479,7 +483,7 @@ def test_sizes():
 def test_wrong_usage_is_one_line_and_two(line, why, tmp_path):
     before = sorted(p.name for p in REPO.iterdir())
     assert why in refused(
-        line, *(["--outputs", tmp_path / "out"] if line.split(" ")[0] in ("run", "grid") else [])
+        line, *(["--outputs", tmp_path / "out"] if line.split(" ")[0] in ("run", "grid", "smallest") else [])
     )
     assert not (tmp_path / "out").exists() and sorted(p.name for p in REPO.iterdir()) == before
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..basics import bad_value, device_name, hub
+from .e5 import e5_folder
 from .sizes import BERT, kept_layers
 
 # %% ../../nbs/models/02_encoders.ipynb #9192ad59
@@ -26,6 +27,8 @@ def source(
         except ImportError:
             raise ImportError("family 'minilm' comes with an extra: pip install 'combcomp[demo]'") from None
         return str(get_model_path())
+    if family == "e5":
+        return str(e5_folder())
     if family != "bert":
         return family
     layers, hidden = BERT[size]

@@ -10,16 +10,16 @@ from pathlib import Path
 import pandas as pd
 
 from ..basics import bad_value
-from ..spec import FAMILIES, TASKS, info_of, last_part, parse, portable, Run, task_title
+from ..spec import FAMILIES, NOT_CLEAN, TASKS, info_of, last_part, parse, portable, Run, task_title
 from ..models.encoders import source
 from ..study.store import latency_lines, load_results, markdown, TRAINING
 from ..study.reductions import interval, KEYS
 from ..study.recommendation import draws_if_any
 
 # %% auto #0
-__all__ = ['HUB_NAME', 'LOCAL', 'REGRESSION', 'METRICS', 'SIZES', 'CARD', 'BASES', 'public_name', 'public_row', 'one_line',
-           'code_span', 'describe_methods', 'other_seeds', 'uncompressed', 'draw_scores', 'pick_draws', 'score_table',
-           'size_table', 'rename_model', 'example_input', 'describe_answers', 'describe_scores',
+__all__ = ['HUB_NAME', 'LOCAL', 'REGRESSION', 'METRICS', 'SIZES', 'CARD', 'BASES', 'LICENCES', 'public_name', 'public_row',
+           'one_line', 'code_span', 'describe_methods', 'other_seeds', 'uncompressed', 'draw_scores', 'pick_draws',
+           'score_table', 'size_table', 'rename_model', 'example_input', 'describe_answers', 'describe_scores',
            'describe_training_set', 'base_model', 'describe_licence', 'metadata', 'card']
 
 # %% ../../nbs/share/01_model_card.ipynb #85ad3ac9
@@ -260,7 +260,9 @@ def describe_training_set(row) -> str:
     return f"{n}, {part} training set of the task"
 
 # %% ../../nbs/share/01_model_card.ipynb #94737456
-BASES = dict(minilm="sentence-transformers/all-MiniLM-L6-v2")   # the hub name of what comes as a package
+BASES = dict(minilm="sentence-transformers/all-MiniLM-L6-v2", # hub names of what comes as a package
+             e5="intfloat/multilingual-e5-small")
+LICENCES = dict(bert="apache-2.0", minilm="apache-2.0", e5="mit") # of the named families
 
 def base_model(row): # a hub name, or None
     "The model that training started from"
@@ -312,12 +314,12 @@ def card(
     if row["metric"] not in METRICS:
         bad_value("card", "metric", row["metric"], METRICS)
     table = table.assign(**{k: table[k].fillna("").map(f) for k, f in LOCAL.items() if k in table})
-    license = one_line(license or "") or ("apache-2.0" if row["family"] in FAMILIES else None)
+    license = one_line(license or "") or LICENCES.get(row["family"])
     scores, task, teacher = score_table(row, table, outputs, draws), row["task"], ""
     if row.get("teacher_score"):
         teacher = row["teacher"] or FAMILIES.get(row["family"], ["full"])[0]
         teacher = f"Its teacher: {code_span(teacher)}, score {row['teacher_score']:.1f}."
-    clean = row["family"] != "minilm" or task not in ("mnli", "qnli", "qqp")
+    clean = task not in NOT_CLEAN.get(row["family"], ())
     names = dict(id="run", commit="commit", python="Python", device="on", started="started")
     names |= {f"version_{p}": p for p in ("combcomp", "torch", "transformers", "datasets")}
     text = CARD.format(

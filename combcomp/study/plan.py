@@ -33,7 +33,8 @@ def configurations(
                               for methods in combinations for sparsity in sparsities))
 
 # %% ../../nbs/study/00_plan.ipynb #734af103
-SUITES = dict(minilm=(("l6", "l4", "l2", "l1"), WORDNET), bert=(FAMILIES["bert"], GLUE)) # sizes, tasks
+SUITES = dict(minilm=(("l6", "l4", "l2", "l1"), WORDNET), bert=(FAMILIES["bert"], GLUE),
+              e5=(FAMILIES["e5"], GLUE)) # sizes, tasks
 
 def numbers(
     name:str, text, # the parameter, and its value
@@ -46,9 +47,9 @@ def numbers(
         bad_value("study", name, text, f"{kind.__name__}s with commas between them")
 
 def study(
-    family:str="minilm", # minilm (comes with pip), bert (from the hub), or a hub name or folder of a BERT
-    sizes:str="all", # minilm: l6,l4,l2,l1; bert: large,base,medium,small,mini,tiny; or some of them
-    tasks:str="all", # minilm: the five of WordNet; bert: the eight of GLUE; or some of either
+    family:str="minilm", # minilm or e5 (from pip), bert (from the hub), or a hub name or folder of a BERT
+    sizes:str="all", # all those of the family; or some of them, as l6,l2 or base,tiny
+    tasks:str="all", # minilm: the five of WordNet; bert, e5: the eight of GLUE; or some of either
     methods:str="all", # the eight subsets of kd, qat, mp; or some with ; between: "kd,qat; mp > qat"
     sparsities:str="", # of pruning, with methods all; 0.4,0.6 makes the paper's twelve; empty is 0.6
     seeds:str="1", # how many (0, 1, ...), or which, as "0,2"

@@ -81,7 +81,7 @@ def shape(cfg:Run) -> tuple|None: # (layers, hidden); None for another family
     "The depth and width of a model"
     if cfg.family == "bert":
         return BERT[cfg.size]
-    return (int(cfg.size[1:]), 384) if cfg.family == "minilm" else None
+    return (int(cfg.size[1:]), 384) if cfg.family in ("minilm", "e5") else None
 
 def forward_flops(
     cfg:Run,

@@ -1,0 +1,44 @@
+"""Run the notebooks as nbdev_test does, in two processes, those that take long first: it takes them by name, and the
+tour, which takes longest, would be last and alone.
+
+    python tests/run_notebooks.py    # all but those that check_sync.py executes
+"""
+
+import sys
+from pathlib import Path
+
+from check_sync import REMADE, ROOT
+from fastcore.parallel import parallel
+from fastcore.xtras import working_directory
+from nbdev.config import get_config
+from nbdev.test import test_nb
+
+LONG = (
+    "guides/extend tour study/04_sweep study/05_cluster guides/ship study/03_runner guides/own_data "
+    "compress/05_training ship/05_latency cli data/04_loading ship/04_runtimes ship/02_packed_file"
+).split()
+
+
+def in_order():
+    "The paths of the notebooks to run"
+    nbs = ROOT / "nbs"
+    names = {p.relative_to(nbs).with_suffix("").as_posix() for p in nbs.rglob("*.ipynb")}
+    names = {n for n in names if not any(part[0] in "._" for part in n.split("/"))} - {*REMADE}
+    first = [n for n in LONG if n in names]
+    return [nbs / f"{n}.ipynb" for n in first + sorted(names - {*first})]
+
+
+def main():
+    paths, config = in_order(), get_config(cfg_path=ROOT)
+    with working_directory(ROOT / "nbs"):
+        results = parallel(
+            test_nb, paths, n_workers=2, skip_flags=config.tst_flags.split(), basepath=ROOT, do_print=False
+        )
+    for path, (passed, seconds) in sorted(zip(paths, results), key=lambda r: -r[1][1]):
+        if seconds >= 5 or not passed:
+            print(f"{seconds:4.0f} s  {path.relative_to(ROOT)}{'' if passed else '  FAILED'}")
+    sys.exit(not all(passed for passed, _ in results))
+
+
+if __name__ == "__main__":
+    main()
