@@ -15,7 +15,7 @@ ROOMS = "data models compress ship study share".split()
 SECTIONS = {
     "Begin here": ["tour", "guides/*"],
     "Results": ["findings", "table1", "figure1", "speed", "ablations", "recipe", "explore"],
-    "Running": ["run", "grid"],
+    "Running": ["run", "grid", "smallest"],
     "Library": ["basics", "spec", "cli"],
     **{f"Library: {room}": [f"{room}/*"] for room in ROOMS},
 }
