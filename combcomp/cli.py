@@ -23,7 +23,7 @@ from fastcore.docments import docments
 
 import combcomp
 from .basics import atomic_bytes, bad_value, outputs_dir, rel_path
-from .spec import KD, METHODS, NOT_CLEAN, Run, teacher_run
+from .spec import KD, METHODS, NOT_CLEAN, Run, resolve_task, teacher_run
 from .study.plan import study
 
 # %% ../nbs/cli.ipynb #cbb732ae
@@ -118,7 +118,7 @@ def run_command(
     **fields, # of `Run`
 ) -> Answer:
     "Train, compress, pack and measure one run, and compare it with the uncompressed model and its teacher"
-    cfg = Run(**fields)
+    cfg = resolve_task(Run(**fields)) # a missing or unreadable file is an error here
     from combcomp.compress.training import tracking
     from combcomp.study.runner import check_measures, hush
     check_measures(measure.split(",") if measure else ())
@@ -585,7 +585,7 @@ def parser() -> Parser:
         one.add_argument("--json", action="store_true", help="print the answer as one JSON value on standard "
                          "output, and progress on standard error")
         one.add_argument("--debug", action="store_true", help="print the traceback of an error")
-    subparsers.choices["run"].add_argument("methods", nargs="?", default=argparse.SUPPRESS,
+    subparsers.choices["run"].add_argument("combination", nargs="?", metavar="METHODS",
                                            help="the same as --methods")
     return top
 
@@ -598,7 +598,14 @@ def parse(
     if rest:
         known = [f"--{name}" for name in (*COMMANDS[given.command].options, "json", "debug")]
         bad_value(given.command, "option", rest[0], known)
-    return vars(given)
+    values = vars(given)
+    combination = values.pop("combination", None)
+    if combination is not None:
+        if any(word.split("=")[0] == "--methods" for word in argv):
+            raise ValueError(f"run: methods are given twice, as {combination!r} and as --methods "
+                             f"{values['methods']!r}; give them once")
+        values["methods"] = combination
+    return values
 
 # %% ../nbs/cli.ipynb #be174454
 def as_options(
@@ -623,7 +630,7 @@ def report_error(
     "Print an error as one line on standard error"
     if debug:
         traceback.print_exc()
-    code = 2 if type(error) in (ValueError, FileExistsError) else 1
+    code = 2 if type(error) in (ValueError, FileExistsError, FileNotFoundError) else 1
     text = str(error)
     if code == 1 and not isinstance(error, Failed):
         text = f"{type(error).__name__}: {error}"

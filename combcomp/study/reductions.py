@@ -76,6 +76,9 @@ def no_study(
     name = lambda r: f"limits={r.limits!r}{epochs(r.epochs)} batch_size={r.batch_size} recipe={r.recipe!r}"
     found = [f"{name(r)} ({r.runs} runs)" for r in trainings(results, family, tasks).head(3).itertuples()]
     others = f", or name a training that has rows: {', '.join(found)}" if found else ""
+    known = [*dict.fromkeys(results["task"][results["family"] == family])]
+    if not found and known:
+        others = f", or name tasks that have rows: tasks={','.join(known[:5])}"
     return f"no rows of {family} with tasks={tasks} {wanted}: make them with `make grid`{others}"
 
 # %% ../../nbs/study/06_reductions.ipynb #78f8384d
