@@ -4,7 +4,7 @@ import ast, configparser, json, re, shutil, subprocess, sys
 
 import pytest, yaml
 
-import check_sync
+import check_sync, run_notebooks
 from conftest import MODULES, NBS, NOTEBOOKS, REPO, code_of, exports, module_of, stem_of
 
 TARGETS = "run grid table1 figure1 speed ablations findings explore recipe".split()
@@ -29,6 +29,13 @@ def test_every_module_has_its_notebook_in_the_room_of_the_same_name():
     assert {exports(p) for p in LIBRARY} == {*map(module_of, MODULES)}
     assert {"run", "index", "tour"} <= {*map(stem_of, NOTEBOOKS)}
     assert not [p for p in LIBRARY if stem_of(p).rpartition("/")[0] != exports(p).rpartition(".")[0]]
+
+
+def test_every_notebook_is_run_once():
+    "By the check of results, or after it, those that take long first"
+    every = [*map(stem_of, run_notebooks.in_order()), *check_sync.REMADE]
+    assert sorted(every) == sorted(map(stem_of, NOTEBOOKS)) and {*run_notebooks.LONG} <= {*every}
+    assert every[0] in run_notebooks.LONG and every.index("tour") < every.index("basics")
 
 
 @each(NOTEBOOKS)

@@ -58,7 +58,7 @@ def test_the_smallest_that_keeps_the_score_is_found_and_confirmed(found):
 def test_every_round_trains_fewer_for_longer(found):
     rounds = found.tried.groupby("share")
     assert (
-        rounds.size().to_dict() == {0.25: 4, 0.5: 2, 1.0: 2} and rounds["steps"].max().is_monotonic_increasing
+        rounds.size().to_dict() == {0.5: 4, 1.0: 2} and rounds["steps"].max().is_monotonic_increasing
     )
     whole = found.tried[found.tried["share"] == 1]
     assert (whole["recipe"] == "v2").all()  # rows as any others
@@ -90,7 +90,7 @@ def test_a_candidate_that_cannot_be_trained_is_left_out(place):
     "A vocabulary of ten pieces has no room for the letters"
     said = []
     log = lambda *text, **kwargs: said.append(" ".join(text))
-    search = Search(f"file:{place / 'classes.csv'}", family=str(place / "bert"), rounds=(0.25,))
+    search = Search(f"file:{place / 'classes.csv'}", family=str(place / "bert"), rounds=(0.5,))
     table = halve(search, [("l1", "vocab(rows=10)"), ("l1", LOW)], place / "out", log=log)
     assert table["methods"].tolist() == [LOW] and any("rows='10'" in line for line in said)
     with pytest.raises(GridFailed, match="none of 1 candidates"):
