@@ -320,10 +320,14 @@ def unpack_command(
     outputs:str=None, # folder of rows, models and caches; None is outputs/ of this project
 ) -> Answer:
     "Write a packed model as a transformers folder, with its tokenizer"
+    from combcomp.models.tokenizers import check_case
+    from combcomp.ship.packed_file import trained_on
     folder = check_free(out, force, folder=True)
     opened = open_model(id_or_file, outputs)
     model, about, row, _ = opened
     found = find_tokenizer(opened, tokenizer)
+    if found is not None:
+        check_case(found, trained_on(model)["cased"])
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as new: # moved when complete; other files in the folder stay
         for part in (model, found):

@@ -1,4 +1,4 @@
-"What a model must know about its input travels with it; what is judged by a score is judged by what can be gained; facts cost no row"
+"What a model reads travels with it, judgements follow the room above guessing, facts cost no row"
 
 import json, shutil
 from pathlib import Path

@@ -322,6 +322,7 @@ def card(
     clean = task not in NOT_CLEAN.get(row["family"], ())
     names = dict(id="run", commit="commit", python="Python", device="on", started="started")
     names |= {f"version_{p}": p for p in ("combcomp", "torch", "transformers", "datasets")}
+    device = code_span(row.get("device") or "an unknown device")
     known = row.get("threads") and row["threads"] == row["threads"]
     threads = plural(row["threads"], "thread") if known else "an unknown number of threads"
     text = CARD.format(
@@ -330,7 +331,7 @@ def card(
         name=json.dumps(name), example=example_input(task),
         score_table=markdown(scores), scores=describe_scores(row, scores),
         size_table=markdown(size_table(row, uncompressed(row, table))),
-        latency="".join(f"{line} of {code_span(row.get('device') or 'an unknown device')}, batch of one, median."
+        latency="".join(f"{line} of {device}, batch of one, median."
                         for line in latency_lines("This model", row)),
         training_set=describe_training_set(row), max_length=f"{row['max_length']:.0f}",
         language="It was trained on English only." if task in TASKS and TASKS[task].language == "en" else

@@ -39,7 +39,7 @@ CHOICES = dict(
     hidden_act=("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "tanh"),
     problem_type=(None, "regression", "single_label_classification", "multi_label_classification"))
 OPTIONAL = ("pad_token_id", "classifier_dropout")   # may be None
-READS = ("max_length", "pairs", "cased")   # what a model was trained to read: tokens, pairs of texts, capitals
+READS = ("max_length", "pairs", "cased")   # what a model was trained to read
 
 
 # %% ../../nbs/ship/02_packed_file.ipynb #2f9602a2
