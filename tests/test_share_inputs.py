@@ -16,13 +16,13 @@ from combcomp import Run, export, load, load_exported, pack, run, save_pretraine
 from combcomp.compress.distillation import check_order, check_teacher
 from combcomp.data.loading import load_task
 from combcomp.data.tasks import task_of
-from combcomp.models.encoders import source
+from combcomp.models.encoders import predict, source
 from combcomp.models.tokenizers import is_cased
 from combcomp.ship.packed_file import CorruptFile, FORMAT, inspect, trained_on, write_header
 from combcomp.ship.runtimes import ParityError, allowed_difference, load_about, parity, write_about
 from combcomp.spec import teacher_run
 from combcomp.study import bootstrap, recommendation, reductions, store
-from combcomp.study.runner import model_file
+from combcomp.study.runner import evaluate, model_file
 from combcomp.study.store import load_results, read_failure, save_failure
 
 QUIET = lambda *args, **kwargs: None
@@ -484,3 +484,28 @@ def test_the_threads_of_a_row_are_those_of_torch(place, tmp_path, monkeypatch, v
         task=f"file:{place / 'single.csv'}", family=str(place / "bert"), size="full", max_length=32, epochs=1
     )
     assert run(cfg, tmp_path, log=QUIET)["threads"] == torch.get_num_threads()
+
+
+# No rows
+
+
+def test_no_rows_have_no_logits_and_no_score(place):
+    cfg, _ = made(place, "single")
+    model, data = unpack(model_file(cfg, place / "out")), load_task(cfg.task)
+    tokenizer = shipped(place, "single")[0].tokenizer
+    none = data["validation"].select([])
+    assert predict(model, tokenizer, none, ("text",)).shape == (0, 2)
+    with pytest.raises(ValueError, match="expected .1 or more"):
+        evaluate(model, tokenizer, dict(data, validation=none), cfg)
+    with pytest.raises(ValueError, match="batch_size='0'"):
+        predict(model, tokenizer, data["validation"], ("text",), batch_size=0)
+
+
+def test_capitals_are_not_lost_on_the_way_to_transformers(place, tmp_path, capsys):
+    cfg, _ = made(place, "single")
+    other = transformers.AutoTokenizer.from_pretrained(place / "bert", do_lower_case=False)
+    other.save_pretrained(tmp_path / "cased")
+    words = ["unpack", str(model_file(cfg, place / "out")), "-o", str(tmp_path / "o")]
+    assert cli.main([*words, "--tokenizer", str(tmp_path / "cased")]) == 2
+    assert "keeps capitals" in capsys.readouterr().err and not (tmp_path / "o").exists()
+    assert cli.main([*words, "--tokenizer", str(place / "bert")]) == 0

@@ -76,8 +76,8 @@ def trained_on(
     model, # as from `unpack`
 ) -> dict: # max_length, pairs and cased; None for what is not known
     "What a model was trained to read"
-    known = getattr(model.config, "combcomp", {})
-    return {k: known.get(k) for k in READS}
+    known = getattr(model.config, "combcomp", None)
+    return {k: known.get(k) if isinstance(known, dict) else None for k in READS}
 
 # %% ../../nbs/ship/02_packed_file.ipynb #48ca8426
 def skeleton(
