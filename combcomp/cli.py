@@ -320,10 +320,14 @@ def unpack_command(
     outputs:str=None, # folder of rows, models and caches; None is outputs/ of this project
 ) -> Answer:
     "Write a packed model as a transformers folder, with its tokenizer"
+    from combcomp.models.tokenizers import check_case
+    from combcomp.ship.packed_file import trained_on
     folder = check_free(out, force, folder=True)
     opened = open_model(id_or_file, outputs)
     model, about, row, _ = opened
     found = find_tokenizer(opened, tokenizer)
+    if found is not None:
+        check_case(found, trained_on(model)["cased"])
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as new: # moved when complete; other files in the folder stay
         for part in (model, found):
@@ -374,6 +378,7 @@ def export_command(
     outputs:str=None, # folder of rows, models and caches; None is outputs/ of this project
 ) -> Answer:
     "Write a model for a runtime, and check that it predicts the same there"
+    from combcomp.ship.packed_file import trained_on
     from combcomp.ship.runtimes import FILES, ParityError, export
     if runtime not in FILES:
         bad_value("export", "runtime", runtime, FILES)
@@ -388,7 +393,9 @@ def export_command(
     if found is None:
         raise ValueError("export: the file names no tokenizer; give tokenizer=NAME, a hub name or folder")
     name, data = (None, False) if task == "none" else (task, validation_set(task, outputs))
-    max_length = int(row["max_length"]) if row else 128
+    max_length = trained_on(model)["max_length"]
+    if max_length is None and row: # a file of an earlier version leaves it to the row
+        max_length = int(row["max_length"])
     with as_failure(ParityError):
         exported = export(model, folder, runtime, found, name, data, max_length)
     return Answer(exported, describe_export(folder, exported))

@@ -18,8 +18,9 @@ from combcomp.study.bootstrap import bootstrap_scores
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
+READS = dict(max_length=128, pairs=False, cased=False)
 CFG = Run(size="l1", task="accept", methods="mp,qat", limit=64, epochs=1)
-TEXTS = ["We ate on the terrace", "We on ate the terrace", ("a tall tree", "a kind of plant"), "word " * 300]
+TEXTS = ["We ate on the terrace", "We on ate the terrace", "a tall tree, a kind of plant", "word " * 300]
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def test_round_trip(saved, packed, row, logits):
         "1": "acceptable",
     }
     assert (
-        config["combcomp"] == dict(run=CFG.id, methods="mp,qat", task="accept")
+        config["combcomp"] == dict(run=CFG.id, methods="mp,qat", task="accept", **READS)
         and config["num_hidden_layers"] == 1
     )
 

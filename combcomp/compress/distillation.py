@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from ..basics import is_intact, lease, outputs_dir, throttle
 from ..spec import KD, portable
-from ..data.tasks import save_dataset, text_dataset
+from ..data.tasks import majority, save_dataset, text_dataset
 from ..data.loading import describe_transfer, find_transfer
 from ..data.augmentation import augment, new_copies
 from ..models.encoders import predict
@@ -88,7 +88,7 @@ def check_labels(
 def check_order(
     logits, # of a teacher on the validation set, (examples, classes)
     labels, # (examples,)
-    task, margin:float=0.05, # accuracy by which another order must be better
+    task, share:float=0.1, # of the room above guessing that another order must gain
 ): # nothing; ValueError if its outputs are in another order
     "No permutation of a teacher's outputs may fit the labels better; checked for up to five classes"
     if not task.labels or len(task.labels) > 5:
@@ -96,7 +96,8 @@ def check_order(
     accuracy = lambda order: (np.asarray(order)[logits.argmax(-1)] == np.asarray(labels)).mean()
     best = max(itertools.permutations(range(len(task.labels))), key=accuracy)
     found = accuracy(range(len(best)))
-    if accuracy(best) > found + margin:
+    room = 1 - majority(task, labels)/100
+    if room and accuracy(best) - found > share*room:
         raise ValueError(f"teacher: its outputs fit {task.title} in the order {best} with accuracy "
                          f"{accuracy(best):.2f}, and as they are with {found:.2f}; permute its head")
 
@@ -104,13 +105,20 @@ def check_order(
 def check_teacher(
     teacher_score:float, # on the validation set, in points
     guess:float, # score of the majority class
-    task, margin:float=2.0, # points by which the first must beat the second
-): # nothing; ValueError if it does not
-    "A teacher must beat the majority class by a margin"
-    if not teacher_score >= guess + margin:
-        raise ValueError(f"teacher: scores {teacher_score:.1f} on {task.title}, where guessing gets "
-                         f"{guess:.1f}; it was not fine-tuned on this task, or not enough. Give it more data "
-                         "or epochs, or another teacher=")
+    task, share:float=0.04, # of the room between guessing and 100 that a teacher must have gained
+): # nothing; ValueError if it has not
+    "A teacher must know more than the majority class, in proportion to what there is to know"
+    if guess >= 100:
+        raise ValueError(f"teacher: all validation rows of {task.title} have the same label, so no teacher "
+                         "can be judged; give validation rows of more than one label")
+    if task.headline in ("matthews", "pearson", "spearman"): # guessing scores 0, whatever the classes
+        guess = 0.0
+    gained = (teacher_score - guess)/(100 - guess)
+    if not gained >= share - 1e-9:
+        raise ValueError(f"teacher: scores {teacher_score:.4g} on {task.title}, where guessing gets "
+                         f"{guess:.4g}: {gained:.0%} of what is left above guessing, and {share:.0%} are "
+                         "needed. It was not fine-tuned on this task, or not enough. Give it more data or "
+                         "epochs, or another teacher=")
 
 # %% ../../nbs/compress/04_distillation.ipynb #d0000001
 def augmented_copies(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..basics import bad_value, device_name, hub
+from ..basics import bad_value, check_number, device_name, hub
 from .e5 import e5_folder
 from .sizes import BERT, kept_layers
 
@@ -115,10 +115,13 @@ def predict(
 ): # float32 array of shape (examples, outputs)
     "Logits of a model for every example, in the order of the data"
     import torch
+    batch_size = check_number("predict", "batch_size", batch_size, int, 1, 10**6)
+    columns = [list(data[t]) for t in texts]
+    if not columns[0]:
+        return np.empty((0, model.config.num_labels), np.float32)
     model.eval()
     if torch.cuda.is_available():
         model.cuda()
-    columns = [list(data[t]) for t in texts]
     ids = tokenizer(*columns, truncation=True, max_length=max_length)["input_ids"]
     out, done = np.empty((len(ids), model.config.num_labels), np.float32), 0
     autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=bf16 and bf16_is_fast())

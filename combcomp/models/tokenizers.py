@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'SPECIAL', 'tokenizer_parts', 'vocabulary', 'special_pieces', 'needed_pieces', 'choose_pieces', 'check_rows',
-           'count_pieces', 'build_tokenizer', 'trim_tokenizer', 'dump_tokenizer', 'parse_tokenizer']
+           'count_pieces', 'build_tokenizer', 'trim_tokenizer', 'dump_tokenizer', 'parse_tokenizer', 'is_cased',
+           'check_case']
 
 # %% ../../nbs/models/03_tokenizers.ipynb #558ba9d7
 import json, lzma, re
@@ -160,3 +161,21 @@ def parse_tokenizer(
     except Exception as e: # tokenizers raises plain exceptions
         what = f"{type(e).__name__}: {str(e)[:80]}"
         raise ValueError(f"the tokenizer in the file is damaged ({what})") from None
+
+# %% ../../nbs/models/03_tokenizers.ipynb #ca5e0002
+def is_cased(
+    tokenizer, # of transformers
+) -> bool:
+    "Does a tokenizer keep capitals?"
+    return tokenizer.tokenize("A") != tokenizer.tokenize("a")
+
+def check_case(
+    tokenizer, # of transformers
+    cased:bool|None, # as the model was trained; None if that is not known
+): # the tokenizer
+    "Check that a tokenizer treats capitals as the model was trained; ValueError if not"
+    if cased is None or is_cased(tokenizer) == cased:
+        return tokenizer
+    kinds = ("turns capitals into small letters", "keeps capitals")
+    raise ValueError(f"the tokenizer {kinds[not cased]}, and the model was trained with one that "
+                     f"{kinds[cased]}; give the tokenizer that it was trained with")

@@ -13,8 +13,9 @@ import numpy as np
 from ..basics import bad_value, check_size, hub, online, outputs_dir, read_json, rel_path
 from ..spec import FAMILIES, portable, Run
 from ..models.encoders import from_hub, load_tokenizer, predict
-from ..ship.packed_file import check_plain, inspect, pack, stored_tokenizer, unpack
-from ..ship.runtimes import Exported, TOKENIZER_MB, check_texts, replace_folder
+from ..models.tokenizers import check_case
+from ..ship.packed_file import check_plain, inspect, pack, stored_tokenizer, trained_on, unpack
+from ..ship.runtimes import Exported, TOKENIZER_MB, check_batch_size, check_texts, replace_folder
 from ..study.store import pop_checksum, read_row, row_file
 from ..study.runner import label
 from .model_card import one_line, public_row, rename_model, card, HUB_NAME
@@ -90,14 +91,14 @@ def copy_model(
 
 # %% ../../nbs/share/02_hub.ipynb #8630ff14
 def check_tokenizer(tokenizer, config): # the tokenizer
-    "Check that a tokenizer is a fast one, and that a model has an embedding for each token, else ValueError"
+    "A tokenizer must be fast, know only tokens that the model has, and read capitals as it; else ValueError"
     use = "use the fast tokenizer that the model was trained with"
     if not tokenizer.is_fast:
         raise ValueError(f"a {type(tokenizer).__name__} is not a fast tokenizer; {use}")
     if len(tokenizer) > config.vocab_size:
         raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, but the model has embeddings for "
                          f"{config.vocab_size}; {use}")
-    return tokenizer
+    return check_case(tokenizer, getattr(config, "combcomp", {}).get("cased"))
 
 # %% ../../nbs/share/02_hub.ipynb #16529152
 def save_pretrained(
@@ -208,15 +209,17 @@ class Loaded:
     def __init__(self, model, tokenizer, row=None):
         self.model, self.tokenizer, self.row = model, tokenizer, row
         names, positions = model.config.id2label, model.config.max_position_embeddings
-        max_length = (row or {}).get("max_length")
+        reads = trained_on(model)
+        max_length = reads["max_length"] or (row or {}).get("max_length") # older files leave it to the row
         if not isinstance(max_length, int) or not 3 <= max_length <= positions:
             max_length = min(128, positions)
         origin = getattr(model.config, "combcomp", {})
         self.about = dict(labels=[names[i] for i in range(len(names))] if len(names) > 1 else None,
-                          max_length=max_length, **{k: origin.get(k) for k in ("methods", "task", "run")})
+                          **reads | dict(max_length=max_length),
+                          **{k: origin.get(k) for k in ("methods", "task", "run")})
 
     def logits(self, texts, batch_size=32):
-        given = check_texts(texts)
+        given, batch_size = check_texts(texts, self.about["pairs"]), check_batch_size(batch_size)
         out = np.empty((len(given), len(self.about["labels"] or (0,))), np.float32)
         for pairs in (False, True):
             rows = [i for i, text in enumerate(given) if isinstance(text, tuple) == pairs]

@@ -322,13 +322,16 @@ def card(
     clean = task not in NOT_CLEAN.get(row["family"], ())
     names = dict(id="run", commit="commit", python="Python", device="on", started="started")
     names |= {f"version_{p}": p for p in ("combcomp", "torch", "transformers", "datasets")}
+    device = code_span(row.get("device") or "an unknown device")
+    known = row.get("threads") and row["threads"] == row["threads"]
+    threads = plural(row["threads"], "thread") if known else "an unknown number of threads"
     text = CARD.format(
         metadata=metadata(row, license), family=code_span(row["family"]), size=code_span(row["size"]),
         task=code_span(task_title(task)), answers=describe_answers(row, labels),
         name=json.dumps(name), example=example_input(task),
         score_table=markdown(scores), scores=describe_scores(row, scores),
         size_table=markdown(size_table(row, uncompressed(row, table))),
-        latency="".join(f"{line} of {code_span(row['device'])}, batch of one, median."
+        latency="".join(f"{line} of {device}, batch of one, median."
                         for line in latency_lines("This model", row)),
         training_set=describe_training_set(row), max_length=f"{row['max_length']:.0f}",
         language="It was trained on English only." if task in TASKS and TASKS[task].language == "en" else
@@ -337,7 +340,7 @@ def card(
         methods=describe_methods(row),
         **{k: row[k] for k in ("batch_size", "seed", "recipe")}, learning_rate=f"{row['learning_rate']:g}",
         epochs=plural(row.get("epochs_trained") or row["epochs"], "epoch"),
-        seconds=f"{row['train_seconds']:.0f}", threads=plural(row["threads"], "thread"), teacher=teacher,
+        seconds=f"{row['train_seconds']:.0f}", threads=threads, teacher=teacher,
         versions=", ".join(f"{title} {code_span(row[k])}" for k, title in names.items() if row.get(k)),
         licence=describe_licence(row, license))
     return re.sub("\n{3,}", "\n\n", text)

@@ -21,11 +21,11 @@ from ..compress.quantization import QLinear
 from .codec import check_array, restore, smallest, streams
 
 # %% auto #0
-__all__ = ['FIELDS', 'CHOICES', 'OPTIONAL', 'FORMAT', 'VERSIONS', 'TOKENIZER', 'WIDEST', 'MAX_BYTES', 'WIDTHS', 'check_config',
-           'skeleton', 'Marks', 'marks_of', 'integers', 'checksum', 'tensor_record', 'check_plain', 'check_grid',
-           'canonical_json', 'write_header', 'read_header', 'array_names', 'CorruptFile', 'TooLarge', 'Packed',
-           'open_packed', 'inspect', 'pack', 'plain_arrays', 'entropy_bytes', 'other_sizes', 'tokenizer_bytes',
-           'read_tensor', 'unpack', 'stored_tokenizer']
+__all__ = ['FIELDS', 'CHOICES', 'OPTIONAL', 'READS', 'FORMAT', 'VERSIONS', 'TOKENIZER', 'WIDEST', 'MAX_BYTES', 'WIDTHS',
+           'check_config', 'trained_on', 'skeleton', 'Marks', 'marks_of', 'integers', 'checksum', 'tensor_record',
+           'check_plain', 'check_grid', 'canonical_json', 'write_header', 'read_header', 'array_names', 'CorruptFile',
+           'TooLarge', 'Packed', 'open_packed', 'inspect', 'pack', 'plain_arrays', 'entropy_bytes', 'other_sizes',
+           'tokenizer_bytes', 'read_tensor', 'unpack', 'stored_tokenizer']
 
 # %% ../../nbs/ship/02_packed_file.ipynb #fb8452e5
 FIELDS = dict(
@@ -39,6 +39,8 @@ CHOICES = dict(
     hidden_act=("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "tanh"),
     problem_type=(None, "regression", "single_label_classification", "multi_label_classification"))
 OPTIONAL = ("pad_token_id", "classifier_dropout")   # may be None
+READS = ("max_length", "pairs", "cased")   # what a model was trained to read
+
 
 # %% ../../nbs/ship/02_packed_file.ipynb #2f9602a2
 def check_config(
@@ -57,12 +59,25 @@ def check_config(
         bad_value("config", "num_attention_heads", out["num_attention_heads"], "a divisor of hidden_size")
     if not isinstance(given.get("combcomp", {}), dict):
         bad_value("config", "combcomp", given["combcomp"], "a dict")
+    for k, v in given.get("combcomp", {}).items():
+        if k == "max_length":
+            check_number("config", k, v, int, 3, out["max_position_embeddings"])
+        elif k in READS and not isinstance(v, bool):
+            bad_value("config", k, v, "true or false")
     names = given["id2label"]
     ok = isinstance(names, dict) and all(isinstance(v, str) for v in names.values())
     if not ok or not 1 <= len(names) <= 10**5 or {*map(str, names)} != {*map(str, range(len(names)))}:
         bad_value("config", "id2label", names, "names of the labels 0, 1, ...")
     labels = {str(i): v for i, v in sorted((int(i), v) for i, v in names.items())}
     return out | dict(id2label=labels) | {k: given[k] for k in ["combcomp"] if k in given}
+
+# %% ../../nbs/ship/02_packed_file.ipynb #4ead0002
+def trained_on(
+    model, # as from `unpack`
+) -> dict: # max_length, pairs and cased; None for what is not known
+    "What a model was trained to read"
+    known = getattr(model.config, "combcomp", None)
+    return {k: known.get(k) if isinstance(known, dict) else None for k in READS}
 
 # %% ../../nbs/ship/02_packed_file.ipynb #48ca8426
 def skeleton(

@@ -16,16 +16,17 @@ from combcomp.basics import (
 )
 from ..spec import portable
 from ..models.encoders import by_length
-from ..data.tasks import metrics, score, task_of
+from ..data.tasks import majority, metrics, score, task_of
 from ..data.loading import load_task
 
 # %% auto #0
-__all__ = ['INPUTS', 'FAST', 'FILES', 'PRECISIONS', 'ABOUT', 'FORMAT', 'VERSION', 'TOKENIZER_MB', 'require', 'Graph',
+__all__ = ['INPUTS', 'FAST', 'FILES', 'PRECISIONS', 'WANTED', 'ABOUT', 'FORMAT', 'VERSION', 'TOKENIZER_MB', 'require', 'Graph',
            'runs_in_int8', 'as_array', 'stored_weight', 'linear', 'lookup', 'layer_norm', 'embeddings', 'attention',
            'activation', 'transformer_layer', 'onnx_model', 'proto_sizes', 'onnx_sizes', 'instructions', 'onnx_session',
-           'openvino_has_bf16', 'openvino_session', 'write_model', 'check_texts', 'pad_batch', 'Exported',
-           'write_about', 'check_files', 'load_tokenizer_file', 'check_outputs', 'load_about', 'load_exported',
-           'ParityError', 'parity', 'replace_folder', 'write_export', 'find_validation', 'find_tokenizer', 'export']
+           'openvino_has_bf16', 'openvino_session', 'write_model', 'check_encoding', 'check_texts', 'check_batch_size',
+           'pad_batch', 'Exported', 'write_about', 'check_files', 'load_tokenizer_file', 'check_outputs', 'load_about',
+           'load_exported', 'ParityError', 'parity', 'allowed_difference', 'replace_folder', 'write_export',
+           'find_validation', 'find_tokenizer', 'export']
 
 # %% ../../nbs/ship/04_runtimes.ipynb #d9d238e0
 def require(
@@ -237,16 +238,45 @@ def write_model(
         ov.save_model(model, str(folder/FILES["openvino"]), compress_to_fp16=False)
 
 # %% ../../nbs/ship/04_runtimes.ipynb #a1a6ddd3
+WANTED = {None: "a text, or a list of texts or of pairs", False: "a text, or a list of texts",
+          True: "a list of pairs, as in [(first, second)]"}
+
+def check_encoding(text:str, number:int): # nothing; ValueError
+    "Check that a text can be written in UTF-8, which half an emoji cannot"
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise ValueError(f"predict: text {number} is not UTF-8: it has a lone surrogate "
+                         f"{ascii(text[e.start])} at position {e.start}, half of a character; give whole "
+                         "characters, or text.encode(errors='replace').decode()") from None
+
 def check_texts(
     given, # a text, or a list of texts or pairs of texts
+    pairs:bool|None=None, # whether the model reads pairs; None allows both
 ) -> list: # of str or tuple
     "Texts as a tokenizer takes them; ValueError for anything else"
-    pair = lambda t: isinstance(t, (tuple, list)) and len(t) == 2 and all(isinstance(s, str) for s in t)
-    texts = [given] if isinstance(given, str) else list(given)
-    for t in texts:
-        if not (isinstance(t, str) or pair(t)):
-            raise ValueError(f"predict: {str(t)[:60]!r} is not a string; give texts, or pairs of texts")
+    wanted = f"this model reads {WANTED[pairs]}"
+    if isinstance(given, (dict, set, frozenset, bytes)) or hasattr(given, "columns"): # a table has columns
+        raise ValueError(f"predict: texts are given as a {type(given).__name__}; {wanted}")
+    try:
+        texts = [given] if isinstance(given, str) else list(given)
+    except TypeError:
+        raise ValueError(f"predict: {str(given)[:60]!r} is given; {wanted}") from None
+    is_pair = lambda t: isinstance(t, (tuple, list)) and len(t) == 2 and all(isinstance(s, str) for s in t)
+    for i, t in enumerate(texts):
+        if not (isinstance(t, str) or is_pair(t)):
+            raise ValueError(f"predict: {str(t)[:60]!r} is not a string; {wanted}")
+        if pairs and isinstance(t, str):
+            raise ValueError(f"predict: {t[:60]!r} is a single text, and not a pair; {wanted}")
+        if pairs is False and not isinstance(t, str):
+            raise ValueError(f"predict: {str(t)[:60]!r} is a pair, and not a single text; {wanted}")
+        for s in [t] if isinstance(t, str) else t:
+            check_encoding(s, i)
     return [t if isinstance(t, str) else tuple(t) for t in texts]
+
+def check_batch_size(batch_size) -> int:
+    "The number of texts in a batch; ValueError for one that is not 1 or more"
+    return check_number("predict", "batch_size", batch_size, int, 1, 10**6)
 
 def pad_batch(
     encodings, # of `tokenizers`
@@ -268,7 +298,8 @@ class Exported:
         self.about, self.session, self.tokenizer, self.shape = about, session, tokenizer, shape
 
     def logits(self, texts, batch_size=32):
-        encoded = self.tokenizer.encode_batch(check_texts(texts))
+        batch_size = check_batch_size(batch_size)
+        encoded = self.tokenizer.encode_batch(check_texts(texts, self.about.get("pairs")))
         out = np.empty((len(encoded), len(self.about["labels"] or (0,))), np.float32)
         if encoded:
             lengths = [len(e.ids) for e in encoded]
@@ -365,6 +396,9 @@ def load_about(
     named = isinstance(labels, list) and labels and all(isinstance(v, str) for v in labels)
     if labels is not None and not named:
         bad_value(ABOUT, "labels", labels, "null or a list of names")
+    for name in ("pairs", "cased"): # that earlier exports do not have
+        if not isinstance(about.get(name), bool | None):
+            bad_value(ABOUT, name, about[name], "true, false or null")
     files = about.get("files")
     needed = {FILES[about["runtime"]], "tokenizer.json"}
     if about["runtime"] == "openvino":
@@ -413,14 +447,26 @@ def parity(
     "How much the predictions of an exported model differ from those of its PyTorch model"
     if len(logits) != len(exported):
         raise ValueError(f"parity: logits of {len(logits)} and {len(exported)} examples")
+    if not len(logits):
+        raise ValueError("parity: there are no examples to compare")
     difference = abs(logits - exported)
     if logits.shape[1] > 1:
         same = logits.argmax(1) == exported.argmax(1)
     else:
-        same = difference[:, 0] <= np.ptp(labels)/100
+        spread = max(np.ptp(labels), np.ptp(logits)) if np.ptp(labels) else abs(logits).max()
+        same = difference[:, 0] <= spread/100
     before, after = (score(task, metrics(task, l, labels)) for l in (logits, exported))
     return dict(score=before, exported_score=after, equal=float(same.mean()), largest=float(difference.max()),
                 examples=len(logits))
+
+def allowed_difference(
+    task, # a Task
+    labels, # of the examples
+    within:float, # points, where half of the examples or fewer have the commonest label
+) -> float: # points
+    "The allowed difference of two scores, in proportion to the room that is left above guessing"
+    room = 100 - majority(task, labels) if task.headline == "accuracy" else 100
+    return within*min(1, room/50) if room else within
 
 # %% ../../nbs/ship/04_runtimes.ipynb #cd2f5a92
 def replace_folder(
@@ -434,7 +480,10 @@ def replace_folder(
     os.replace(made, folder)
     shutil.rmtree(old, ignore_errors=True)
 
-def write_export(folder, model, tokenizer, runtime, max_length, precision) -> dict: # what its JSON file says
+def write_export(
+    folder, model, tokenizer, runtime, max_length, precision, # as for `export`
+    reads:dict, # of `trained_on`
+) -> dict: # what its JSON file says
     "Write the files of an export into an empty folder"
     from combcomp.compress.methods import linears
     proto = onnx_model(model)
@@ -445,6 +494,7 @@ def write_export(folder, model, tokenizer, runtime, max_length, precision) -> di
     int8 = [runs_in_int8(m) for m in linears(model).values()]
     return dict(format=FORMAT, version=VERSION, runtime=runtime, precision=precision, max_length=max_length,
                 labels=[labels[i] for i in range(len(labels))] if len(labels) > 1 else None,
+                pairs=reads["pairs"], cased=reads["cased"],
                 pad=tokenizer.pad_token_id, vocab_size=model.config.vocab_size,
                 **{k: made_by.get(k) for k in ("methods", "task", "run")},
                 int8_layers=sum(int8), float_layers=len(int8) - sum(int8), **proto_sizes(proto),
@@ -454,6 +504,7 @@ def write_export(folder, model, tokenizer, runtime, max_length, precision) -> di
 # %% ../../nbs/ship/04_runtimes.ipynb #a3a5065a
 def find_validation(model, task, data) -> tuple: # (Task, its validation set)
     "The task of a model and its validation set, given or named by the model; ValueError if they do not fit"
+    from combcomp.ship.packed_file import trained_on
     name = task or getattr(model.config, "combcomp", {}).get("task")
     if name is None:
         raise ValueError("export: which task is this model for? Give task='sst2' or another, "
@@ -462,12 +513,27 @@ def find_validation(model, task, data) -> tuple: # (Task, its validation set)
     if (n := len(task.labels or (0,))) != model.config.num_labels:
         raise ValueError(f"export: {task.name} has {n} outputs, and the model has {model.config.num_labels}; "
                          "give the task that it was trained for")
-    return task, load_task(task.name)[task.evals[0]] if data is None else data
+    pairs = trained_on(model)["pairs"]
+    if pairs is not None and pairs != (len(task.texts) == 2):
+        kinds = ("single texts", "pairs of texts")
+        raise ValueError(f"export: {task.name} has {kinds[not pairs]}, and the model was trained on "
+                         f"{kinds[pairs]}; give the task that it was trained for")
+    data = load_task(task.name)[task.evals[0]] if data is None else data
+    columns = getattr(data, "column_names", None) or [*data]
+    if lost := [c for c in (*task.texts, "label") if c not in columns]:
+        raise ValueError(f"export: the data for the comparison have no column {lost[0]!r}; they have "
+                         f"{', '.join(map(str, columns))}")
+    if not len(data["label"]):
+        raise ValueError("export: the data for the comparison have no rows; give some, or data=False to skip "
+                         "the comparison")
+    return task, data
 
 def find_tokenizer(model, given):
     "The tokenizer of a model, as given or named by the model; ValueError if it is unknown or too large"
     from transformers import AutoTokenizer
+    from combcomp.ship.packed_file import trained_on
     from combcomp.models.encoders import from_hub
+    from combcomp.models.tokenizers import check_case
     given = given or getattr(model.config, "name_or_path", "")
     if not given:
         raise ValueError("export: which tokenizer goes with this model? "
@@ -476,7 +542,7 @@ def find_tokenizer(model, given):
     if len(tokenizer) > model.config.vocab_size:
         raise ValueError(f"export: the tokenizer has {len(tokenizer)} tokens, and the model "
                          f"{model.config.vocab_size}; give the tokenizer that it was trained with")
-    return tokenizer
+    return check_case(tokenizer, trained_on(model)["cased"])
 
 # %% ../../nbs/ship/04_runtimes.ipynb #cfa152fc
 def export(
@@ -486,20 +552,25 @@ def export(
     tokenizer=None, # a tokenizer, its hub name or folder; None is the one that the model names
     task=None, # a `Task` or its name, whose validation set is used; None is the one that the model names
     data=None, # other validation data, with the task's columns; False skips the comparison
-    max_length:int=128, # tokens; longer texts are cut
+    max_length:int|None=None, # tokens after which texts are cut; None is as in training, 128 if unknown
     precision:str|None=None, # bf16 or f32 for floats on OpenVINO; None is the faster one that passes
-    within:float=0.2, equal:float=0.99, # allowed difference of scores, required share of equal predictions
+    within:float=0.2, # allowed difference of scores, in points; less where a class is rare
+    equal:float=0.99, # required share of equal predictions
 ) -> dict: # what the folder's JSON file says, with mb_onnx, mb (of the model's files) and parity
     "Write a model for a runtime and check that it predicts the same; ParityError with the figures if not"
     from combcomp.models.encoders import predict
-    from combcomp.ship.packed_file import check_plain
+    from combcomp.models.tokenizers import is_cased
+    from combcomp.ship.packed_file import check_plain, trained_on
     if runtime not in FILES:
         bad_value("export", "runtime", runtime, FILES)
     allowed = PRECISIONS if runtime == "openvino" else ("f32",)
     if precision not in (None, *allowed):
         bad_value("export", "precision", precision, allowed)
-    positions = model.config.max_position_embeddings
+    positions, reads = model.config.max_position_embeddings, trained_on(model)
+    if max_length is None:
+        max_length = reads["max_length"] or min(128, positions)
     max_length = check_number("export", "max_length", max_length, int, 3, positions)
+    trained = reads["max_length"] or max_length
     require("onnxruntime" if runtime == "onnx" else runtime)
     folder = Path(folder).absolute()
     if folder.is_file() or folder.is_dir() and any(folder.iterdir()) and not (folder/ABOUT).is_file():
@@ -508,28 +579,35 @@ def export(
     check_plain(model, "export")
     task, data = (None, None) if data is False else find_validation(model, task, data)
     tokenizer = find_tokenizer(model, tokenizer)
+    reads["cased"] = is_cased(tokenizer)
+    if task:
+        reads["pairs"] = len(task.texts) == 2
     both = runtime == "openvino" and precision is None and task and openvino_has_bf16()
     made = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     made.mkdir(parents=True)
     try:
         for precision in PRECISIONS if both else [precision or "f32"]:
-            about = write_export(made, model, tokenizer, runtime, max_length, precision)
+            about = write_export(made, model, tokenizer, runtime, max_length, precision, reads)
             write_about(about, made)
             if not task:
                 break
             columns = [data[t] for t in task.texts]
             texts = list(columns[0]) if len(columns) == 1 else list(zip(*columns))
-            logits = predict(model, tokenizer, data, task.texts, max_length=max_length)
+            check_texts(texts, reads["pairs"])
+            logits = predict(model, tokenizer, data, task.texts, max_length=trained)
             p = parity(task, logits, load_exported(made).logits(texts), data["label"])
+            allowed = allowed_difference(task, data["label"], within)
             write_about(about := about | dict(task=portable(task.name), parity=p), made)
-            if abs(p["score"] - p["exported_score"]) <= within + 1e-9 and p["equal"] >= equal:
+            if abs(p["score"] - p["exported_score"]) <= allowed + 1e-9 and p["equal"] >= equal:
                 break
         else:
+            cut = f". Texts are cut after {max_length} tokens, in training after {trained}"
             raise ParityError(
                 f"export: on {task.title} the exported model scores {p['exported_score']:.2f} and the "
-                f"PyTorch model {p['score']:.2f} (at most {within} apart is allowed), with {p['equal']:.2%} "
-                f"of {p['examples']} predictions equal (at least {equal:.0%} is required). Try the other "
-                "runtime, or more validation data to see whether it is chance")
+                f"PyTorch model {p['score']:.2f} (at most {allowed:.3g} apart is allowed), with "
+                f"{p['equal']:.2%} of {p['examples']} predictions equal (at least {equal:.0%} is required). "
+                "Try the other runtime, or more validation data to see whether it is chance"
+                + cut*(max_length != trained))
         replace_folder(made, folder)
     finally:
         shutil.rmtree(made, ignore_errors=True)

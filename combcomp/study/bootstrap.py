@@ -28,6 +28,8 @@ def resampled_scores(
 ): # (runs, draws), scores x 100
     "Scores of runs on resampled examples; ValueError for a metric other than accuracy and pearson"
     n, headline = len(labels), headline_of(task)
+    if not n:
+        raise ValueError(f"{task}: there are no examples to resample")
     if headline == "accuracy":
         return 100*(predicted == labels).astype(np.float32) @ counts/n
     if headline != "pearson":
@@ -153,7 +155,10 @@ def probability_of_improvement(
     level:float=0.95,
 ) -> dict: # probability, lower, upper, cells
     "Probability that one configuration beats another on a random task and architecture; a tie counts half"
-    a, b = (draws.xs(canonical(m), level="methods") for m in (better, than))
+    if "methods" not in draws.index.names:
+        raise ValueError("probability_of_improvement: these are no draws; give those of bootstrap_scores")
+    a, b = (draws[draws.index.get_level_values("methods") == canonical(m)].droplevel("methods")
+            for m in (better, than))
     shared = a.index.intersection(b.index)
     if not len(shared):
         raise ValueError(f"{better or 'none'} and {than or 'none'} share no task and architecture")

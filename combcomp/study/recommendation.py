@@ -56,6 +56,8 @@ def nearest(
     wanted:dict, # limit -> value
 ) -> str: # a sentence
     "The candidate that is closest to a budget that none fits, as a ratio"
+    if not len(table):
+        raise ValueError("recommend: there are no candidates")
     away = lambda k, v: np.log(v/table[k]) if k == "score" else np.log(table[k]/v)
     total = sum(np.maximum(0, away(k, v)) for k, v in wanted.items())
     r = table.loc[total.idxmin()] if total.notna().any() else table.iloc[0]
@@ -70,6 +72,8 @@ def share_first(
     score:float=None, # the score to reach, if that is the question
 ): # (candidates,)
     "Share of draws in which each candidate is first: the best score, or the smallest file that reaches one"
+    if not draws.size:
+        raise ValueError("recommend: there are no candidates, or no draws of them")
     value = draws if score is None else np.where(draws >= score, -np.asarray(megabytes), -np.inf)
     first = (value == value.max(1, keepdims=True)) & (value > -np.inf)
     return (first/np.maximum(first.sum(1, keepdims=True), 1)).mean(0)
@@ -83,7 +87,7 @@ def reasons(
     names = [f"{size} {methods or 'none'}" for size, methods in zip(kept["size"], kept["methods"])]
     score, spent = kept["score"].to_numpy(), kept[costs].to_numpy()
     difference = lambda d, unit: f"{d:+.1f} {unit}" if abs(d) >= 0.05 else f"0 {unit}"
-    why = ["first"]
+    why = ["first"]*(len(kept) > 0)
     for i in range(1, len(kept)):
         better = (score >= score[i]) & (spent <= spent[i]).all(1)
         better[i] = False

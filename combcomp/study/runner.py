@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BASE_FACTS', 'MEASURES', 'Context', 'model_file', 'unfinished', 'has_model', 'label', 'Teacher', 'find_teacher',
-           'load_teacher', 'named_teacher', 'Prepared', 'training_set', 'known_texts', 'prepare', 'own_tokenizer',
-           'prepare_ptq', 'Trained', 'tensorboard_folder', 'train', 'Scores', 'evaluate', 'Superseded', 'Claim',
-           'store', 'claimed', 'make', 'make_prerequisites', 'hush', 'hushed', 'check_measures', 'measure_speed',
-           'measured', 'run_in', 'run']
+           'load_teacher', 'named_teacher', 'Prepared', 'training_set', 'known_texts', 'check_positions',
+           'check_length', 'prepare', 'own_tokenizer', 'prepare_ptq', 'Trained', 'tensorboard_folder', 'train',
+           'Scores', 'evaluate', 'Superseded', 'Claim', 'store', 'claimed', 'make', 'make_prerequisites', 'hush',
+           'hushed', 'check_measures', 'measure_speed', 'measured', 'run_in', 'run']
 
 # %% ../../nbs/study/03_runner.ipynb #967eb09f
 import hashlib, os, shutil, tempfile, time
@@ -20,7 +20,7 @@ from typing import Any, Callable
 from filelock import Timeout
 
 from combcomp.basics import (
-    LEASE, StagedFiles, bad_value, environment, is_held, lease, outputs_dir, publishing, rel_path,
+    LEASE, StagedFiles, bad_value, is_held, lease, outputs_dir, publishing, rel_path,
     remove_leftovers,
 )
 from combcomp.spec import (
@@ -30,6 +30,7 @@ from combcomp.spec import (
 from ..data.tasks import Task, majority, metrics, score, task_of
 from ..data.loading import load_task, transfer_set
 from ..models.encoders import from_hub, load_model, load_tokenizer, predict, source
+from ..models.tokenizers import is_cased
 from ..compress.methods import convert
 from ..compress.distillation import check_labels, check_order, check_teacher, distillation_set
 from ..compress.training import after_training, compress, encode, tracking
@@ -39,7 +40,7 @@ from ..ship.model_size import sizes_of
 from ..ship.runtimes import FILES, ParityError, export, onnx_sizes
 from ..ship.latency import bench
 from combcomp.study.store import (
-    failure_file, intact_row, read_row, row_file, save_predictions, save_row, writable,
+    environment_facts, failure_file, intact_row, read_row, row_file, save_predictions, save_row, writable,
 )
 from .schedule import prerequisites, ptq_base
 
@@ -143,6 +144,7 @@ def named_teacher(run:Run, data, ctx:Context) -> Teacher:
     task = task_of(run.task, ctx.cache)
     validation = data[task.evals[0]]
     model, tokenizer = load_teacher(run.teacher, task), ctx.tokenizer(run)
+    check_positions(run, model.config.max_position_embeddings, f"the teacher {run.teacher}")
     logits = predict(model, tokenizer, validation, task.texts, max_length=run.max_length)
     points = score(task, metrics(task, logits, validation["label"]))
     check_order(logits, validation["label"], task)
@@ -187,6 +189,23 @@ def known_texts(
     "All texts that may be learned from: the same with and without a teacher"
     parts = data["train"], transfer_set(run.task, further, run.limit, ctx.cache, run.split)
     return [t for part in parts for name in task_of(run.task, ctx.cache).texts for t in part[name][:]]
+
+def check_positions(
+    run:Run, positions:int, # of a model
+    whose:str="the model", # for the message
+): # nothing; ValueError if texts may be longer than the model can read
+    "A model has an embedding for each position of a text"
+    if run.max_length > positions:
+        raise ValueError(f"{label(run)}: max_length={run.max_length} is more than the {positions} positions "
+                         f"of {whose}; give max_length={positions} or less")
+
+def check_length(run:Run):
+    "`check_positions` of a run and of those it needs, from their configurations alone"
+    from transformers import AutoConfig
+    for needed in prerequisites(run):
+        check_length(needed)
+    config = from_hub(AutoConfig, source(run.family, run.size))
+    check_positions(run, getattr(config, "max_position_embeddings", run.max_length))
 
 def prepare(run:Run, ctx:Context) -> Prepared:
     "Load or make everything that training needs; missing weights and texts are errors here, not later"
@@ -331,11 +350,14 @@ def store(
     seconds:float, # of the whole run
     started:str, # when it began, ISO 8601
     claim:Claim|None=None, # None where no other process can make the run
+    facts:dict|None=None, # of the environment, from before the training; None gathers them here
 ) -> dict: # the row
     "Write model, predictions and row; `Superseded`, and nothing written, if the claim was lost"
     run, model, out = trained.run, trained.model, ctx.outputs
     model.cpu()
-    model.config.combcomp = dict(run=run.id, methods=run.methods, task=portable(run.task))
+    reads = dict(max_length=run.max_length, pairs=len(trained.task.texts) == 2,
+                 cased=is_cased(trained.tokenizer))
+    model.config.combcomp = dict(run=run.id, methods=run.methods, task=portable(run.task), **reads)
     place, sizes = source(run.family, run.size), {}
     changed = tokenizer_methods(run.combination.stages)
     tokenizer = trained.tokenizer if changed else "" if Path(place).is_dir() else place
@@ -346,7 +368,7 @@ def store(
         files.add(model_file(run, out), write)
         row = dict(asdict(run), id=run.id, **scores.values, majority=scores.majority,
                    eval_examples=len(scores.labels), **sizes, **trained.facts, started=started,
-                   seconds=seconds, **environment())
+                   seconds=seconds, **(environment_facts(ctx.log) if facts is None else facts))
         save_predictions(run.id, scores.logits, scores.labels, out, files.add)
         save_row(row, out, files.add)
         with publishing(out):
@@ -384,12 +406,13 @@ def claimed(
 def make(run:Run, ctx:Context, claim:Claim) -> dict: # the row
     "The four steps of a run that this process has claimed"
     started, begin = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.perf_counter()
+    facts = environment_facts(ctx.log) # nothing after the training may lose its row
     trained = train(prepare(run, ctx), ctx, claim.check)
     scores = evaluate(trained.model, trained.tokenizer, trained.data, run, ctx.cache)
     seconds = time.perf_counter() - begin
     if not ptq_base(run):
         seconds = max(seconds, trained.facts["train_seconds"]) # a resumed run counts all of its training
-    return store(trained, scores, ctx, seconds, started, claim)
+    return store(trained, scores, ctx, seconds, started, claim, facts)
 
 def make_prerequisites(run:Run, ctx:Context):
     "Make the runs whose models this one starts from or learns from"
@@ -486,6 +509,7 @@ def run_in(
     "`run` in a given context, so that consecutive runs share what is in memory"
     run = resolve_task(run)
     if force or intact_row(run.id, ctx.outputs, ctx.log) is None:
+        check_length(run)
         for method in tokenizer_methods(run.combination.stages):
             method.check(ctx.tokenizer(run))
         make_prerequisites(run, ctx)
