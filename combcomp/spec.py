@@ -10,7 +10,7 @@ from functools import lru_cache
 from unicodedata import category
 from urllib.parse import parse_qsl, quote, urlencode
 
-from .basics import bad_value, check_fields, find_file, import_object, import_path, split_list
+from .basics import bad_value, check_fields, find_file, import_object, import_path
 
 # %% auto #0
 __all__ = ['GLUE', 'WORDNET', 'FAMILIES', 'NOT_CLEAN', 'METHODS', 'QUANTIZE', 'SUBSETS', 'TASKS', 'FILE', 'SEPARATORS', 'OPTIONS',
@@ -662,19 +662,18 @@ def typed_value(
     value, # of a field of `Run`, as code, a notebook or a command line has it
     field, # the dataclass field
 ): # the value in the type of the field, where that is exact; else as it was
-    "Read the spellings of papermill and YAML: '1' and '1e-4' as numbers, 'None' as None"
-    if isinstance(value, str) and field.type.startswith("str"):
-        return field.default if value == "None" and not field.default else str(value)
-    if value is None and field.default == "":
-        return ""
-    if isinstance(value, str) and value == "None" and "None" in field.type:
-        return None
-    if isinstance(value, str):
-        try:
-            return int(value) if field.type.startswith("int") else float(value)
-        except ValueError:
-            pass
-    return value
+    "Read the spellings of papermill and YAML: '1' and '1e-4' as numbers, 'None' as None, ~ as the home folder"
+    is_text, optional = field.type == "str", "None" in field.type
+    if value == "None" and optional or value in ("None", None) and is_text and not field.default:
+        return field.default
+    if not isinstance(value, str):
+        return value
+    if is_text:
+        return os.path.expanduser(value) if field.name in ("family", "teacher") else str(value)
+    try:
+        return float(value) if not re.fullmatch(r"\s*[+-]?\d+\s*", value) else int(value)
+    except ValueError:
+        return value
 
 def _check_run(run):
     "Normalise the fields of a new `Run`"

@@ -123,8 +123,9 @@ def csv_table(
     if not rows:
         return [], []
     if check and style == "plain":
+        spaced = re.compile(f" +{quote}([^{quote}]|{quote*2})*{quote}")
         for row, line in zip(rows, lines):
-            if any(re.fullmatch(f" +{quote}[^{quote}]*{quote}", v) for v in row):
+            if any(v.startswith(" ") and spaced.fullmatch(v) for v in row):
                 raise ValueError(f"{name}: line {line} has a space before quotes; remove it")
     header, rows = [*map(str.strip, rows[0])], rows[1:]
     blank = lambda fields: not any(v.strip() for v in fields)
@@ -551,7 +552,7 @@ def held_back(
     held_texts = {texts[i] for i in held}
     share = min(1/5, HELD/len(texts))
     if abs(sum(times[t] for t in held_texts) - share*len(texts)) > max(1, share*len(texts)/10):
-        held_texts = balanced_texts(texts, first[many], strata[many], share)
+        held_texts = balanced_texts(texts, first[many], strata[many], share) or held_texts
     if not regression:
         learnt = {*y[[t not in held_texts for t in texts]].tolist()}
         held_texts -= {t for t, label in zip(texts, y.tolist()) if label not in learnt}
@@ -562,13 +563,13 @@ def balanced_texts(
     share:float, # of the rows
 ) -> set: # of texts
     "Texts that together have a share of the rows of each stratum, where some texts have many rows"
-    times, held = Counter(texts), set()
+    times, held, left = Counter(texts), set(), 0
     order = np.random.RandomState(0).permutation(len(first))
     for stratum in np.unique(strata):
         group = [texts[first[i]] for i in order if strata[i] == stratum]
-        left = max(1, share*sum(times[t] for t in group))
+        left += share*sum(times[t] for t in group) # rows to hold back, with what earlier strata left over
         for t in group:
-            if times[t] <= left:
+            if times[t] <= 2*left:
                 held.add(t)
                 left -= times[t]
     return held
