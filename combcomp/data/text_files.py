@@ -93,16 +93,19 @@ def glued_rows(
 ) -> tuple|None: # (place in `rows`, the value)
     """The first row that holds the end of one row and the beginning of another, because a quote is never closed
 
-    Its sign is a delimiter with a value that whole rows have in that column, before or after a line end."""
+    Its sign is a delimiter with a value of that column, before or after a line end: one that whole rows have, or
+    a number if all of theirs are numbers."""
     whole = [row for row in rows if not any("\n" in v or "\r" in v for v in row)]
     values = [{*column} - {""} for column in zip(*whole)]
+    numeric = [bool(known) and not not_numbers([*known][:100]) for known in values]
     for i, row in enumerate(rows if values else ()):
         for c, field in enumerate(row):
             lines = text_lines(field)
             ends, begins = lines[0].split(delimiter)[1:], lines[-1].split(delimiter)[:-1]
             ends, begins = ends[len(ends) - len(row) + c + 1:], begins[:c]
-            for value, known in (*zip(ends, values[c + 1:]), *zip(begins, values)):
-                if len(lines) > 1 and value in known:
+            after, before = zip(ends, values[c + 1:], numeric[c + 1:]), zip(begins, values, numeric)
+            for value, known, numbers in (*after, *before) if len(lines) > 1 else ():
+                if value in known or numbers and number_form(value):
                     return i, value
 
 def csv_table(
@@ -545,7 +548,9 @@ def held_back(
     strata = np.argsort(np.argsort(y[first], kind="stable"))*5//len(first) if regression else y[first]
     many = np.isin(strata, [s for s, n in Counter(strata.tolist()).items() if n > 1])
     if many.sum() < 10:
-        raise ValueError(f"{len(unique)} different texts are too few to hold some back; give validation= "
+        alone = len(first) - many.sum()
+        why = f", of which {alone} are alone in their class (are the labels numbers?)," if alone else ""
+        raise ValueError(f"{len(unique)} different texts{why} are too few to hold some back; give validation= "
                          "with a file to evaluate on")
     n = max(min(HELD, round(len(first)/5)), len({*strata[many]}))
     _, held = train_test_split(first[many], test_size=n, stratify=strata[many], random_state=0)
@@ -857,7 +862,7 @@ def uniform_columns(
     def mixed(values):
         try:
             pyarrow.array(values, from_pandas=True)
-        except (pyarrow.ArrowException, TypeError, OverflowError):
+        except (pyarrow.ArrowException, TypeError, OverflowError, UnicodeError):
             return True
     table = table.rename(columns=str)
     columns = {c: [*table[c]] for c in table.columns if table[c].dtype == object}
@@ -866,12 +871,11 @@ def uniform_columns(
         return table
     texts, label = guess_columns({c: [*table[c]] for c in table.columns}, *(used or ()))
     for c in bad:
-        is_text = [isinstance(v, str) for v in columns[c]]
         if c in texts:
-            i = is_text.index(False)
-            raise ValueError(f"own: row {i + 1} has {str(columns[c][i])[:40]!r} in column {c!r}, which is not a "
-                             f"text but a {type(columns[c][i]).__name__}; make all of them strings, or "
-                             "leave the row out")
+            i = next(i for i, v in enumerate(columns[c]) if not is_missing(v) and mixed([v, "a"]))
+            raise ValueError(f"own: row {i + 1} has {ascii(columns[c][i])[:40]} in column {c!r}, a "
+                             f"{type(columns[c][i]).__name__} and no text in UTF-8; correct the value, or leave "
+                             "the row out")
         if c == label:
             for i, v in enumerate(columns[c]):
                 if v is not None and not np.isscalar(v) and not isinstance(v, (Decimal, date, time)):
