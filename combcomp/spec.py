@@ -662,7 +662,7 @@ def typed_value(
     value, # of a field of `Run`, as code, a notebook or a command line has it
     field, # the dataclass field
 ): # the value in the type of the field, where that is exact; else as it was
-    "Read the spellings of papermill and YAML: '1' and '1e-4' as numbers, 'None' as None, ~ as the home folder"
+    "Read what papermill and YAML spell as text: '1' and '1e-4', 'None', and ~ for the home folder"
     is_text, optional = field.type == "str", "None" in field.type
     if value == "None" and optional or value in ("None", None) and is_text and not field.default:
         return field.default
@@ -779,8 +779,8 @@ def split_tasks(
 ) -> list: # of strings
     """Names of tasks separated by commas; the name of a file may have commas of its own
 
-    After `file:` come as many parts as name a file that is there. Without such a file the name ends before the
-    next part that begins with `file:` or is a known task."""
+    After `file:` come as many parts as name a file that is there. Without such a file the name ends before
+    the next part that begins with `file:` or is a known task."""
     if text == "all":
         return [*every]
     parts, names, known = str(text).split(","), [], {*every, *TASKS}

@@ -19,16 +19,15 @@ from ..spec import file_task, OPTIONS, parse_file_task, portable, SEPARATORS, Ta
 from .tasks import save_dataset, text_counts, text_dataset
 
 # %% auto #0
-__all__ = ['ENDINGS', 'STYLES', 'LABELS', 'PAIRS', 'TEXTS', 'CLASSES', 'FORMS', 'COMMON', 'LONGEST', 'LARGEST', 'GAPS',
-           'SURROGATES', 'HELD', 'read_text', 'text_lines', 'split_line', 'split_rows', 'glued_rows', 'csv_table',
-           'csv_ways', 'read_csv', 'pandas_rows', 'read_json', 'read_parquet', 'read_columns', 'guess_texts',
-           'guess_label', 'check_header', 'guess_columns', 'number_form', 'not_numbers', 'as_numbers', 'guess_kind',
-           'is_english', 'is_missing', 'complete_rows', 'check_texts', 'class_names', 'read_classes', 'number_word',
-           'label_words', 'check_numeric', 'read_numbers', 'held_back', 'balanced_texts', 'read_labelled',
-           'read_splits', 'read_unlabelled', 'read_rows_without_label', 'read_transfer', 'find_files', 'files_digest',
-           'resolve', 'resolve_version', 'current_files', 'file_dataset', 'load_file_task', 'own_data',
-           'own_unlabelled', 'file_data', 'file_transfer', 'file_counts', 'own_task', 'uniform_columns', 'save_parquet',
-           'own']
+__all__ = ['ENDINGS', 'FORMS', 'STYLES', 'LABELS', 'PAIRS', 'TEXTS', 'CLASSES', 'COMMON', 'LONGEST', 'LARGEST', 'GAPS',
+           'SURROGATES', 'HELD', 'read_text', 'text_lines', 'number_form', 'not_numbers', 'as_numbers', 'split_line',
+           'split_rows', 'glued_rows', 'csv_table', 'csv_ways', 'read_csv', 'pandas_rows', 'read_json', 'read_parquet',
+           'read_columns', 'guess_texts', 'guess_label', 'check_header', 'guess_columns', 'guess_kind', 'is_english',
+           'is_missing', 'complete_rows', 'check_texts', 'class_names', 'read_classes', 'number_word', 'label_words',
+           'check_numeric', 'read_numbers', 'held_back', 'balanced_texts', 'read_labelled', 'read_splits',
+           'read_unlabelled', 'read_rows_without_label', 'read_transfer', 'find_files', 'files_digest', 'resolve',
+           'resolve_version', 'current_files', 'file_dataset', 'load_file_task', 'own_data', 'own_unlabelled',
+           'file_data', 'file_transfer', 'file_counts', 'own_task', 'uniform_columns', 'save_parquet', 'own']
 
 # %% ../../nbs/data/03_text_files.ipynb #c7934897
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
@@ -45,6 +44,36 @@ def text_lines(text:str) -> list: # of strings, without their ends
     if "\n" not in text:
         return text.split("\r")
     return [line.removesuffix("\r") for line in text.split("\n")]
+
+# %% ../../nbs/data/03_text_files.ipynb #4b1de4e2
+FORMS = dict(integer=r"[+-]?\d+", decimal=r"[+-]?(\d+\.\d*|\.\d+|\d+(?=e))(e[+-]?\d+)?",
+             comma=r"[+-]?\d+,\d+", percent=r"[+-]?\d+([.,]\d+)?\s*%") # in which numbers are written
+
+def number_form(v) -> str|None:
+    "Which of `FORMS` a value has; None if it is not a number"
+    if isinstance(v, str):
+        return next((form for form, p in FORMS.items() if re.fullmatch(p, v.strip(), re.I | re.A)), None)
+    small = isinstance(v, int) and abs(v) < 10**300
+    return "decimal" if small or isinstance(v, (float, Decimal)) and np.isfinite(float(v)) else None
+
+def not_numbers(
+    values, # of a column
+) -> list: # places of values; empty for a column of numbers
+    "The values that keep a column from being one of numbers, which are written in one form throughout"
+    forms = [*map(number_form, values)]
+    commas = [str(v).strip() for v, form in zip(values, forms) if form == "comma"]
+    thousands = commas and all(re.fullmatch(r"[+-]?[1-9]\d*,\d{3}", v) for v in commas) # or is it 1.000?
+    together = [("integer", "decimal"), ("integer",) if thousands else ("integer", "comma"), ("percent",)]
+    return min(([i for i, form in enumerate(forms) if form not in some] for some in together), key=len)
+
+def as_numbers(values) -> list|None: # None if one of them is not a number
+    "Values as numbers; 3,5 is 3.5 and 12% is 0.12 if the whole column is written so"
+    values = [*values]
+    if not_numbers(values):
+        return None
+    text = lambda v: str(v).strip().replace(",", ".")
+    return [float(text(v)[:-1])/100 if number_form(v) == "percent" else float(text(v)) if isinstance(v, str)
+            else float(v) for v in values]
 
 # %% ../../nbs/data/03_text_files.ipynb #4b1de4ea
 STYLES = ("plain", "spaced", "escaped", "lines") # of quotes, in the order in which they are tried
@@ -91,11 +120,13 @@ def glued_rows(
     rows:list, # of lists of fields
     delimiter:str,
 ) -> tuple|None: # (place in `rows`, the value)
-    """The first row that holds the end of one row and the beginning of another, because a quote is never closed
+    """The first row that glues several, because a quote is never closed
 
-    Its sign is a delimiter with a value of that column, before or after a line end: one that whole rows have, or
-    a number if all of theirs are numbers."""
+    Its sign is a delimiter with a value of that column, before or after a line end: one that whole rows have,
+    or a number if all of theirs are numbers."""
     whole = [row for row in rows if not any("\n" in v or "\r" in v for v in row)]
+    if len(whole) == len(rows):
+        return None
     values = [{*column} - {""} for column in zip(*whole)]
     numeric = [bool(known) and not not_numbers([*known][:100]) for known in values]
     for i, row in enumerate(rows if values else ()):
@@ -145,9 +176,9 @@ def csv_table(
     rows = [row[:len(header)] for row in rows]
     if check and (found := glued_rows(rows, delimiter)):
         i, value = found
-        raise ValueError(f"{name}: row {i + 1} (until line {lines[i + 1]}) holds the delimiter, {value[:40]!r} "
-                         "and a line end: is a quote never closed? quote=none takes quotes as characters, "
-                         f"quote={quote} takes the row as it is")
+        raise ValueError(f"{name}: row {i + 1} (until line {lines[i + 1]}) holds the delimiter, "
+                         f"{value[:40]!r} and a line end: is a quote never closed? quote=none takes quotes as "
+                         f"characters, quote={quote} takes the row as it is")
     return header, rows
 
 # %% ../../nbs/data/03_text_files.ipynb #4b1de4ec
@@ -209,7 +240,7 @@ def pandas_rows(
     return [{c: v[i] for c, v in table.items()} for i in inner[0]] # orient="columns"
 
 def read_json(path:Path) -> list: # of dicts
-    "The rows of a file of JSON lines, a JSON list, or a table of pandas; ValueError for what is not an object"
+    "The rows of JSON lines, a JSON list or a table of pandas; ValueError for what is not an object"
     text, name = read_text(path), path.name
     def parse(part, where=""):
         try:
@@ -227,7 +258,7 @@ def read_json(path:Path) -> list: # of dicts
         rows = pandas_rows(whole) or (None if nested else [whole])
         if rows is None:
             raise ValueError(f"{name}: this is one JSON object with {', '.join(map(repr, [*whole][:5]))}; "
-                             "expected JSON lines, a list of objects, or a table as DataFrame.to_json writes it")
+                             "expected JSON lines, a list of objects, or a table that pandas wrote")
     else:
         lines = [(i, line) for i, line in enumerate(text_lines(text), 1) if line.strip()]
         rows = [parse(line, f"row {i} (line {i}) ") for i, line in lines]
@@ -319,9 +350,9 @@ def check_header(
     sentence = any(len(c.split()) > 3 for c in columns)
     for c, values in columns.items():
         if c in [str(v).strip() for v in values] and (sentence or number_form(c)):
-            raise ValueError(f"{name}: the first line has {c[:40]!r}, which is also a value of its column, so it "
-                             "seems to be a row; add a line with the names of the columns above it, or name "
-                             "two columns, text= and label=, as they are")
+            raise ValueError(f"{name}: the first line has {c[:40]!r}, which is also a value of its column, so "
+                             "it seems to be a row; add a line with the names of the columns above it, or "
+                             "name two columns, text= and label=, as they are")
 
 def guess_columns(
     columns:dict, # column -> values
@@ -333,34 +364,6 @@ def guess_columns(
 
 # %% ../../nbs/data/03_text_files.ipynb #fc30a0bd
 CLASSES = 100 # of a task, at most
-FORMS = dict(integer=r"[+-]?\d+", decimal=r"[+-]?(\d+\.\d*|\.\d+|\d+(?=e))(e[+-]?\d+)?",
-             comma=r"[+-]?\d+,\d+", percent=r"[+-]?\d+([.,]\d+)?\s*%") # in which numbers are written
-
-def number_form(v) -> str|None:
-    "Which of `FORMS` a value has; None if it is not a number"
-    if isinstance(v, str):
-        return next((form for form, p in FORMS.items() if re.fullmatch(p, v.strip(), re.I | re.A)), None)
-    small = isinstance(v, int) and abs(v) < 10**300
-    return "decimal" if small or isinstance(v, (float, Decimal)) and np.isfinite(float(v)) else None
-
-def not_numbers(
-    values, # of a column
-) -> list: # places of values; empty for a column of numbers
-    "The values that keep a column from being one of numbers, which are written in one form throughout"
-    forms = [*map(number_form, values)]
-    commas = [str(v).strip() for v, form in zip(values, forms) if form == "comma"]
-    thousands = commas and all(re.fullmatch(r"[+-]?[1-9]\d*,\d{3}", v) for v in commas) # or is it 1.000?
-    together = [("integer", "decimal"), ("integer",) if thousands else ("integer", "comma"), ("percent",)]
-    return min(([i for i, form in enumerate(forms) if form not in some] for some in together), key=len)
-
-def as_numbers(values) -> list|None: # None if one of them is not a number
-    "Values as numbers; 3,5 is 3.5 and 12% is 0.12 if the whole column is written so"
-    values = [*values]
-    if not_numbers(values):
-        return None
-    text = lambda v: str(v).strip().replace(",", ".")
-    return [float(text(v)[:-1])/100 if number_form(v) == "percent" else float(text(v)) if isinstance(v, str)
-            else float(v) for v in values]
 
 def guess_kind(
     values:list, # of the label column
@@ -467,8 +470,8 @@ def read_classes(
     "Labels of classes; ValueError for what is no single value, or not UTF-8"
     for i, v in zip(rows, values):
         if not isinstance(v, (str, int, float, Decimal, date, time)):
-            raise ValueError(f"{name}: row {i} has {str(v)[:40]!r} in column {column!r}, a {type(v).__name__}; "
-                             "a label is one word or number, and a text has one label")
+            raise ValueError(f"{name}: row {i} has {str(v)[:40]!r} in column {column!r}, a "
+                             f"{type(v).__name__}; a label is one word or number, and a text has one label")
         if known and not (isinstance(v, int) and 0 <= v < len(known)):
             raise ValueError(f"{name}: row {i} has {v!r} in column {column!r}; its classes have the ids 0 to "
                              f"{len(known) - 1}")
@@ -513,7 +516,7 @@ def check_numeric(
     others = [v for i, v in enumerate(values) if i not in {*odd}]
     if guess_kind(others) == "regression" if others else len({*map(str, values)}) > 20:
         raise ValueError(f"{name}: row {rows[odd[0]]} has {str(values[odd[0]])[:40]!r} in column {column!r}, "
-                         f"where {len(others)} other rows have numbers written alike ({len(odd)} such row(s)); "
+                         f"where {len(others)} other rows have numbers in one form ({len(odd)} such row(s)); "
                          "correct it, empty it and use missing=drop, or kind=classification takes words")
 
 def read_numbers(
@@ -550,8 +553,8 @@ def held_back(
     if many.sum() < 10:
         alone = len(first) - many.sum()
         why = f", of which {alone} are alone in their class (are the labels numbers?)," if alone else ""
-        raise ValueError(f"{len(unique)} different texts{why} are too few to hold some back; give validation= "
-                         "with a file to evaluate on")
+        raise ValueError(f"{len(unique)} different texts{why} are too few to hold some back; give "
+                         "validation= with a file to evaluate on")
     n = max(min(HELD, round(len(first)/5)), len({*strata[many]}))
     _, held = train_test_split(first[many], test_size=n, stratify=strata[many], random_state=0)
     held_texts = {texts[i] for i in held}
@@ -616,8 +619,8 @@ def read_splits(
     names = None if regression else class_names(file.name, options["label"], labels, rows, known)
     alone = [w for w, times in Counter(labels).items() if times == 1] if names else []
     if alone:
-        warnings.warn(f"{file.name}: {len(alone)} class(es) have one row, such as {alone[0][:40]!r}; what has "
-                      "one row is hardly learnt, and never evaluated if the validation set is a part of it")
+        warnings.warn(f"{file.name}: {len(alone)} class(es) have one row, such as {alone[0][:40]!r}; a "
+                      "class of one row is hardly learnt, and no part of a validation set that is held back")
     ids = lambda words: words if names is None else [names.index(w) for w in words]
     if validation is None:
         try:
@@ -874,8 +877,8 @@ def uniform_columns(
         if c in texts:
             i = next(i for i, v in enumerate(columns[c]) if not is_missing(v) and mixed([v, "a"]))
             raise ValueError(f"own: row {i + 1} has {ascii(columns[c][i])[:40]} in column {c!r}, a "
-                             f"{type(columns[c][i]).__name__} and no text in UTF-8; correct the value, or leave "
-                             "the row out")
+                             f"{type(columns[c][i]).__name__} and no text in UTF-8; correct the value, or "
+                             "leave the row out")
         if c == label:
             for i, v in enumerate(columns[c]):
                 if v is not None and not np.isscalar(v) and not isinstance(v, (Decimal, date, time)):
