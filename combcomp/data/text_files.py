@@ -177,8 +177,8 @@ def csv_table(
     if check and (found := glued_rows(rows, delimiter)):
         i, value = found
         raise ValueError(f"{name}: row {i + 1} (until line {lines[i + 1]}) holds the delimiter, "
-                         f"{value[:40]!r} and a line end: is a quote never closed? quote=none takes quotes as "
-                         f"characters, quote={quote} takes the row as it is")
+                         f"{value[:40]!r} and a line end: is a quote never closed? quote=none takes quotes "
+                         f"as characters, quote={quote} takes the row as it is")
     return header, rows
 
 # %% ../../nbs/data/03_text_files.ipynb #4b1de4ec
@@ -350,8 +350,8 @@ def check_header(
     sentence = any(len(c.split()) > 3 for c in columns)
     for c, values in columns.items():
         if c in [str(v).strip() for v in values] and (sentence or number_form(c)):
-            raise ValueError(f"{name}: the first line has {c[:40]!r}, which is also a value of its column, so "
-                             "it seems to be a row; add a line with the names of the columns above it, or "
+            raise ValueError(f"{name}: the first line has {c[:40]!r}, which is also a value of its column, "
+                             "so it seems to be a row; add a line with the names of the columns above it, or "
                              "name two columns, text= and label=, as they are")
 
 def guess_columns(
