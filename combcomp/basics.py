@@ -110,7 +110,7 @@ def results_folder(
     folder, # where a notebook wants to write figures or tables
 ) -> Path: # `folder`, or a temporary one for a folder of the project under nbdev_test
     "The folder to write figures or tables into; the environment variable IN_TEST is set by nbdev_test"
-    folder = Path(folder).resolve()
+    folder = expanded(folder).resolve()
     if os.environ.get("IN_TEST") and folder.is_relative_to(root()):
         return Path(tempfile.gettempdir())/"combcomp"/folder.relative_to(root())
     return folder

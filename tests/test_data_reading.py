@@ -174,6 +174,8 @@ def test_sep_and_quote_say_what_a_file_means(here):
     for wrong in ("sep=comma,", "sep=x", "sep=", "quote=no", "quote=q"):
         with pytest.raises(ValueError, match="file task: (sep|quote)="):
             Run(task=f"{single}?{wrong}")
+    escaped = put("e.csv", table(lambda i, t, l: f"'It\\'s, {t}',{l}\n"))
+    assert seen(f"{escaped}?quote='") == {f"It's, {t}": l for t, l in ROWS}
     for word, sep in dict(comma=",", tab="\t", pipe="|").items():
         assert seen(
             put("w.csv", labelled(lambda i, l: l, sep, f"text{sep}label\n")) + f"?sep={word}"
@@ -230,6 +232,8 @@ def test_a_first_line_that_is_a_row(here):
         content = "".join(line.format(t=t, l=l, n=int(l == "pos")) for t, l in ROWS)
         message = told(put("h.csv", content))
         assert "the first line has" in message and "names of the columns" in message
+    short = "".join(f"great {THINGS[i % 8]} {i},{l}\n" for i, (t, l) in enumerate(ROWS))
+    assert "the first line has" in told(put("h.csv", short))
     named = seen(put("h.csv", "".join(f"{t},{l}\n" for t, l in ROWS)) + f"?text={TEXTS[0]}&label=pos")
     assert len(named) == 39  # as they are, if the name says so
     spam = seen(put("spam.csv", table(lambda i, t, l: f"{t},{('spam', 'ham')[i % 2]}\n", "message,spam\n")))
@@ -332,6 +336,14 @@ def test_one_odd_value_among_numbers_names_its_row(here, odd):
     task = put("o.csv", labelled(lambda i, l: odd if i == 11 else f"{i/10 + .05:.2f}"))
     assert "row 12 has" in told(task) and "kind=classification" in told(task)
     assert "row 12 has" in told(f"{task}?kind=regression")
+
+
+@pytest.mark.parametrize("form", ["${}", "{} \u20ac", "{}/10", "\u2212{}", "~{}"])
+def test_numbers_with_signs_around_them_are_no_classes(here, form):
+    task = put("o.csv", labelled(lambda i, l: form.format(f"{i/10 + .05:.2f}"), ";", "text;label\n"))
+    assert "row 1 has" in told(task) and "kind=classification" in told(task)
+    few = put("o.csv", labelled(lambda i, l: form.format(i % 3), ";", "text;label\n"))
+    assert {*seen(few).values()} == {form.format(i) for i in range(3)}
 
 
 def test_thousands_are_not_decimals(here):

@@ -19,15 +19,16 @@ from ..spec import file_task, OPTIONS, parse_file_task, portable, SEPARATORS, Ta
 from .tasks import save_dataset, text_counts, text_dataset
 
 # %% auto #0
-__all__ = ['ENDINGS', 'FORMS', 'STYLES', 'LABELS', 'PAIRS', 'TEXTS', 'CLASSES', 'COMMON', 'LONGEST', 'LARGEST', 'GAPS',
-           'SURROGATES', 'HELD', 'read_text', 'text_lines', 'number_form', 'not_numbers', 'as_numbers', 'split_line',
-           'split_rows', 'glued_rows', 'csv_table', 'csv_ways', 'read_csv', 'pandas_rows', 'read_json', 'read_parquet',
-           'read_columns', 'guess_texts', 'guess_label', 'check_header', 'guess_columns', 'guess_kind', 'is_english',
-           'is_missing', 'complete_rows', 'check_texts', 'class_names', 'read_classes', 'number_word', 'label_words',
-           'check_numeric', 'read_numbers', 'held_back', 'balanced_texts', 'read_labelled', 'read_splits',
-           'read_unlabelled', 'read_rows_without_label', 'read_transfer', 'find_files', 'files_digest', 'resolve',
-           'resolve_version', 'current_files', 'file_dataset', 'load_file_task', 'own_data', 'own_unlabelled',
-           'file_data', 'file_transfer', 'file_counts', 'own_task', 'uniform_columns', 'save_parquet', 'own']
+__all__ = ['ENDINGS', 'FORMS', 'DOUBLE', 'STYLES', 'LABELS', 'PAIRS', 'TEXTS', 'CLASSES', 'COMMON', 'LONGEST', 'LARGEST', 'GAPS',
+           'SURROGATES', 'NEARLY', 'HELD', 'read_text', 'text_lines', 'number_form', 'not_numbers', 'as_numbers',
+           'split_line', 'split_rows', 'glued_rows', 'csv_table', 'csv_ways', 'read_csv', 'pandas_rows', 'read_json',
+           'read_parquet', 'read_columns', 'guess_texts', 'guess_label', 'check_header', 'guess_columns', 'guess_kind',
+           'is_english', 'is_missing', 'complete_rows', 'check_texts', 'class_names', 'read_classes', 'number_word',
+           'label_words', 'check_numeric', 'read_numbers', 'held_back', 'balanced_texts', 'read_labelled',
+           'read_splits', 'read_unlabelled', 'read_rows_without_label', 'read_transfer', 'find_files', 'files_digest',
+           'resolve', 'resolve_version', 'current_files', 'file_dataset', 'load_file_task', 'own_data',
+           'own_unlabelled', 'file_data', 'file_transfer', 'file_counts', 'own_task', 'uniform_columns', 'save_parquet',
+           'own']
 
 # %% ../../nbs/data/03_text_files.ipynb #c7934897
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
@@ -76,6 +77,7 @@ def as_numbers(values) -> list|None: # None if one of them is not a number
             else float(v) for v in values]
 
 # %% ../../nbs/data/03_text_files.ipynb #4b1de4ea
+DOUBLE = '"' # the quote that is tried unless another one is named
 STYLES = ("plain", "spaced", "escaped", "lines") # of quotes, in the order in which they are tried
 
 def split_line(
@@ -105,7 +107,7 @@ def split_rows(
         return
     options = dict(quotechar=quote) if quote else dict(quoting=csv.QUOTE_NONE)
     if style == "escaped": # a backslash before anything else is a character
-        text = re.sub(r'\\([\\"])|\\', lambda m: m[0] if m[1] else "\\\\", text)
+        text = re.sub(rf"\\([\\{quote}])|\\", lambda m: m[0] if m[1] else "\\\\", text)
         options["escapechar"] = "\\"
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True,
                         skipinitialspace=style != "plain", **options)
@@ -193,8 +195,8 @@ def csv_ways(
         likely = [SEPARATORS.get(sep, sep) or "\t"]
     if quote == "none":
         return [(d, "", "plain") for d in likely]
-    styles = [s for s in STYLES if (s != "escaped" or '\\"' in text) and (s != "lines" or not quote)]
-    return [(d, quote or '"', s) for d in likely for s in styles]
+    left_out = ["lines"]*bool(quote) + ["escaped"]*(f"\\{quote or DOUBLE}" not in text)
+    return [(d, quote or DOUBLE, s) for d in likely for s in STYLES if s not in left_out]
 
 def read_csv(
     path:Path,
@@ -347,7 +349,8 @@ def check_header(
     name:str, columns:dict, # of the file
 ): # nothing
     "ValueError if the names of the columns look like a row: one is a value of its column, and is no name"
-    sentence = any(len(c.split()) > 3 for c in columns)
+    known = {*LABELS, *TEXTS, *(c for pair in PAIRS for c in pair)} & {c.lower() for c in columns}
+    sentence = any(len(c.split()) > (3 if known else 1) for c in columns)
     for c, values in columns.items():
         if c in [str(v).strip() for v in values] and (sentence or number_form(c)):
             raise ValueError(f"{name}: the first line has {c[:40]!r}, which is also a value of its column, "
@@ -506,17 +509,20 @@ def label_words(
     return [*map(word, values)]
 
 # %% ../../nbs/data/03_text_files.ipynb #61e1869d
+NEARLY = r"\W*\d[\d.,\s]*(e[+-]?\d+)?\W*(/\s*\d+)?" # a number with signs around it: $3, 4/5, -1 with a long minus
+
 def check_numeric(
     name:str, column:str, values:list, rows:list, # of the file and its label column
 ): # nothing
     "ValueError for a value that keeps a column of numbers to predict from being one"
     odd = not_numbers(values)
-    if not odd or 2*sum(number_form(v) is not None for v in values) < len(values):
+    near = [v for v in values if not isinstance(v, str) or re.fullmatch(NEARLY, v, re.I)]
+    if not odd or 2*len(near) < len(values):
         return
     others = [v for i, v in enumerate(values) if i not in {*odd}]
     if guess_kind(others) == "regression" if others else len({*map(str, values)}) > 20:
         raise ValueError(f"{name}: row {rows[odd[0]]} has {str(values[odd[0]])[:40]!r} in column {column!r}, "
-                         f"where {len(others)} other rows have numbers in one form ({len(odd)} such row(s)); "
+                         f"where {len(others)} rows have numbers in one form and {len(odd)} do not; "
                          "correct it, empty it and use missing=drop, or kind=classification takes words")
 
 def read_numbers(
