@@ -557,7 +557,7 @@ def held_back(
     strata = np.argsort(np.argsort(y[first], kind="stable"))*5//len(first) if regression else y[first]
     many = np.isin(strata, [s for s, n in Counter(strata.tolist()).items() if n > 1])
     if many.sum() < 10:
-        alone = len(first) - many.sum()
+        alone = (~many).sum() if len(first) >= 10 else 0
         why = f", of which {alone} are alone in their class (are the labels numbers?)," if alone else ""
         raise ValueError(f"{len(unique)} different texts{why} are too few to hold some back; give "
                          "validation= with a file to evaluate on")
