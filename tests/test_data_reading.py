@@ -136,6 +136,7 @@ def test_quotes_around_a_field(here, case):
         ("a.csv", lambda i, t, l: f'{l},"{t}\n' if i == 6 else f'{l},{t}\n', "row 7"),
         ("a.csv", lambda i, t, l: f'"a \\"b, {t},{l}\n' if i == 3 else f'"{t}, ""c""",{l}\n', "row 4"),
         ("a.tsv", lambda i, t, l: f'"{t}\t{l}\n' if i == 3 else f'"{t}\n2nd"\t{l}\n', "row 4"),
+        ("a.csv", lambda i, t, l: f'"{t} \\",{l}\n' if i == 7 else f'"A \\"b, {t}\\" c",{l}\n', "row 8"),
     ],
 )
 def test_a_quote_that_is_never_closed_names_its_row_and_glues_none(here, name, line, row):

@@ -21,12 +21,12 @@ from .tasks import save_dataset, text_counts, text_dataset
 # %% auto #0
 __all__ = ['ENDINGS', 'FORMS', 'DOUBLE', 'STYLES', 'LABELS', 'PAIRS', 'TEXTS', 'CLASSES', 'COMMON', 'LONGEST', 'LARGEST', 'GAPS',
            'SURROGATES', 'NEARLY', 'HELD', 'read_text', 'text_lines', 'number_form', 'not_numbers', 'as_numbers',
-           'split_line', 'split_rows', 'glued_rows', 'csv_table', 'csv_ways', 'read_csv', 'pandas_rows', 'read_json',
-           'read_parquet', 'read_columns', 'guess_texts', 'guess_label', 'check_header', 'guess_columns', 'guess_kind',
-           'is_english', 'is_missing', 'complete_rows', 'check_texts', 'class_names', 'read_classes', 'number_word',
-           'label_words', 'check_numeric', 'read_numbers', 'held_back', 'balanced_texts', 'read_labelled',
-           'read_splits', 'read_unlabelled', 'read_rows_without_label', 'read_transfer', 'find_files', 'files_digest',
-           'resolve', 'resolve_version', 'current_files', 'file_dataset', 'load_file_task', 'own_data',
+           'split_line', 'split_rows', 'glued_rows', 'BadRow', 'csv_table', 'csv_ways', 'read_csv', 'pandas_rows',
+           'read_json', 'read_parquet', 'read_columns', 'guess_texts', 'guess_label', 'check_header', 'guess_columns',
+           'guess_kind', 'is_english', 'is_missing', 'complete_rows', 'check_texts', 'class_names', 'read_classes',
+           'number_word', 'label_words', 'check_numeric', 'read_numbers', 'held_back', 'balanced_texts',
+           'read_labelled', 'read_splits', 'read_unlabelled', 'read_rows_without_label', 'read_transfer', 'find_files',
+           'files_digest', 'resolve', 'resolve_version', 'current_files', 'file_dataset', 'load_file_task', 'own_data',
            'own_unlabelled', 'file_data', 'file_transfer', 'file_counts', 'own_task', 'uniform_columns', 'save_parquet',
            'own']
 
@@ -107,7 +107,7 @@ def split_rows(
         return
     options = dict(quotechar=quote) if quote else dict(quoting=csv.QUOTE_NONE)
     if style == "escaped": # a backslash before anything else is a character
-        text = re.sub(rf"\\([\\{quote}])|\\", lambda m: m[0] if m[1] else "\\\\", text)
+        text = re.sub(rf"\\([\\{re.escape(quote)}])|\\", lambda m: m[0] if m[1] else "\\\\", text)
         options["escapechar"] = "\\"
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True,
                         skipinitialspace=style != "plain", **options)
@@ -141,12 +141,18 @@ def glued_rows(
                 if value in known or numbers and number_form(value):
                     return i, value
 
+class BadRow(ValueError):
+    "A row that does not fit, with its number"
+    def __init__(self, row:int, message:str):
+        super().__init__(message)
+        self.row = row
+
 def csv_table(
     name:str, text:str, # of the file
     delimiter:str, quote:str, style:str, # as for `split_rows`
     check:bool, # may a quote be one that is never closed?
 ) -> tuple: # (names of the columns, rows as lists of fields)
-    "A text read in one way; ValueError with the row where it does not fit"
+    "A text read in one way; `BadRow` where it does not fit"
     rows, lines, place = [], [], "the first line"
     try:
         for row, line in split_rows(text, delimiter, quote, style):
@@ -155,14 +161,14 @@ def csv_table(
             place = f"row {len(rows)} (line {line + 1})"
     except csv.Error as e:
         ways = "; write quotes inside a text twice, or quote=none takes them as characters"
-        raise ValueError(f"{name}: {place} cannot be read: {e}{ways}") from None
+        raise BadRow(len(rows), f"{name}: {place} cannot be read: {e}{ways}") from None
     if not rows:
         return [], []
     if check and style == "plain":
         spaced = re.compile(f" +{quote}([^{quote}]|{quote*2})*{quote}")
         for row, line in zip(rows, lines):
             if any(v.startswith(" ") and spaced.fullmatch(v) for v in row):
-                raise ValueError(f"{name}: line {line} has a space before quotes; remove it")
+                raise BadRow(0, f"{name}: line {line} has a space before quotes; remove it")
     header, rows = [*map(str.strip, rows[0])], rows[1:]
     blank = lambda fields: not any(v.strip() for v in fields)
     while header and not header[-1] and all(blank(row[len(header) - 1:]) for row in rows):
@@ -173,14 +179,14 @@ def csv_table(
         place = f"{name}: row {i + 1} (line {lines[i + 1]})"
         if len(row) < len(header) or not blank(row[len(header):]):
             word = next((k for k, v in SEPARATORS.items() if v == delimiter), delimiter)
-            raise ValueError(f"{place} has {len(row)} fields, the header has {len(header)}; put texts that "
-                             f"contain the delimiter ({word}; sep= names another) in quotes")
+            raise BadRow(i + 1, f"{place} has {len(row)} fields, the header has {len(header)}; put texts "
+                         f"that contain the delimiter ({word}; sep= names another) in quotes")
     rows = [row[:len(header)] for row in rows]
     if check and (found := glued_rows(rows, delimiter)):
         i, value = found
-        raise ValueError(f"{name}: row {i + 1} (until line {lines[i + 1]}) holds the delimiter, "
-                         f"{value[:40]!r} and a line end: is a quote never closed? quote=none takes quotes "
-                         f"as characters, quote={quote} takes the row as it is")
+        raise BadRow(i + 1, f"{name}: row {i + 1} (until line {lines[i + 1]}) holds the delimiter, "
+                     f"{value[:40]!r} and a line end: is a quote never closed? quote=none takes quotes as "
+                     f"characters, quote={quote} takes the row as it is")
     return header, rows
 
 # %% ../../nbs/data/03_text_files.ipynb #4b1de4ec
@@ -203,21 +209,21 @@ def read_csv(
     sep:str|None=None, quote:str|None=None, # as in the name of a task; None finds out
 ) -> tuple: # (rows as dicts, the way of `csv_ways` in which they were read)
     "The rows of a CSV file, read in the first way that fits; ValueError with the row if none does"
-    text, name, wrong = read_text(path), path.name, None
+    text, name, wrong = read_text(path), path.name, []
     told = re.match("\"?sep=([^\r\n])\"?(?=[\r\n])", text) # a line that spreadsheets write
     if told:
         sep, text = sep or told[1], text[told.end():] # the line stays as a blank one
     for way in csv_ways(path, text.lstrip("\r\n"), sep, quote):
         try:
             header, rows = csv_table(name, text, *way, check=quote is None)
-        except ValueError as e:
-            wrong = wrong or e
+        except BadRow as e:
+            wrong.append((e.row if way[-1] != "lines" else 0, e))
             continue
         column, times = Counter(header).most_common(1)[0] if header else ("", 0)
         if times > 1:
             raise ValueError(f"{name}: two columns have the name {column!r}; rename one")
         return [dict(zip(header, row)) for row in rows], way
-    raise wrong
+    raise max(wrong, key=lambda w: w[0])[1] # of the style that went furthest
 
 # %% ../../nbs/data/03_text_files.ipynb #eb7a2d04
 def pandas_rows(
@@ -882,8 +888,8 @@ def uniform_columns(
     for c in bad:
         if c in texts:
             i = next(i for i, v in enumerate(columns[c]) if not is_missing(v) and mixed([v, "a"]))
-            raise ValueError(f"own: row {i + 1} has {ascii(columns[c][i])[:40]} in column {c!r}, a "
-                             f"{type(columns[c][i]).__name__} and no text in UTF-8; correct the value, or "
+            raise ValueError(f"own: row {i + 1} has {ascii(columns[c][i])[:40]} in column {c!r}, of type "
+                             f"{type(columns[c][i]).__name__}; expected a text in UTF-8: correct the value, or "
                              "leave the row out")
         if c == label:
             for i, v in enumerate(columns[c]):
