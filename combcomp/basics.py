@@ -54,8 +54,11 @@ def check_number(
     "Check that `value` is a finite number of a kind and in an interval, else raise ValueError"
     left, right = "(" if open_low else "[", ")" if open_high else "]"
     interval = f"{'an int' if kind is int else 'a float'} in {left}{low}, {high}{right}"
-    # also numbers of numpy, but no float32 that would become another number than the one that was written
-    ok = isinstance(value, Real) and not isinstance(value, bool) and float(str(value)) == float(value)
+    try: # numbers of numpy too, but not a float32 that reads 0.0001 and has another value
+        exact = float(str(value)) == float(value)
+    except (TypeError, ValueError, OverflowError):
+        exact = False
+    ok = exact and isinstance(value, Real) and not isinstance(value, bool)
     if not ok or not math.isfinite(value) or (kind is int and value != int(value)):
         bad_value(where, name, value, f"{interval}, and this is a {type(value).__name__}")
     if not low <= value <= high or (open_low and value == low) or (open_high and value == high):

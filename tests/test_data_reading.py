@@ -1,7 +1,9 @@
 "How texts and labels are read: each fault once as it was reported, and its neighbours; nothing is trained"
 
-import datetime, json, os, subprocess, sys, warnings
+import datetime, json, os, warnings
 from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -181,8 +183,6 @@ def test_sep_and_quote_say_what_a_file_means(here):
         assert seen(
             put("w.csv", labelled(lambda i, l: l, sep, f"text{sep}label\n")) + f"?sep={word}"
         ) == dict(ROWS)
-    from pathlib import Path
-
     assert read_csv(Path("s.csv"))[1] == (";", '"', "plain")
 
 
@@ -711,7 +711,19 @@ def test_values_that_look_right():
     for field in ("limit", "lr", "epochs"):
         assert Run(**{field: "None"}) == Run()
     wrong = dict(
-        seed=["1.5", "one", True, np.bool_(True), [1], "None", None, "nan"],
+        seed=[
+            "1.5",
+            "one",
+            True,
+            np.bool_(True),
+            [1],
+            "None",
+            None,
+            "nan",
+            Fraction(1, 2),
+            10**400,
+            "9" * 400,
+        ],
         lr=[np.float32(1e-4), "fast", "inf"],
     )
     for field, values in wrong.items():

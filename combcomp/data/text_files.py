@@ -515,7 +515,7 @@ def label_words(
     return [*map(word, values)]
 
 # %% ../../nbs/data/03_text_files.ipynb #61e1869d
-NEARLY = r"\W*\d[\d.,\s]*(e[+-]?\d+)?\W*(/\s*\d+)?" # a number with signs around it: $3, 4/5, -1 with a long minus
+NEARLY = r"\W*\d[\d.,\s]*(e[+-]?\d+)?\W*(/\s*\d+)?" # a number with signs around it: $3, 4/5
 
 def check_numeric(
     name:str, column:str, values:list, rows:list, # of the file and its label column
@@ -889,8 +889,8 @@ def uniform_columns(
         if c in texts:
             i = next(i for i, v in enumerate(columns[c]) if not is_missing(v) and mixed([v, "a"]))
             raise ValueError(f"own: row {i + 1} has {ascii(columns[c][i])[:40]} in column {c!r}, of type "
-                             f"{type(columns[c][i]).__name__}; expected a text in UTF-8: correct the value, or "
-                             "leave the row out")
+                             f"{type(columns[c][i]).__name__}; expected a text in UTF-8: correct the value, "
+                             "or leave the row out")
         if c == label:
             for i, v in enumerate(columns[c]):
                 if v is not None and not np.isscalar(v) and not isinstance(v, (Decimal, date, time)):
