@@ -205,8 +205,8 @@ class Quantization:
         weights = (f"weights are integers of {self.bits} bits with a scale for each output channel, "
                    f"embeddings of {self.embeddings} bits")
         if self.step is not None:
-            weights = (f"weights and embeddings are whole multiples of {self.step:g} times the typical weight "
-                       "of their row")
+            weights = (f"weights and embeddings are whole multiples of {self.step:g} times the typical "
+                       "weight of their row")
         return f"{weights}, and the inputs of linear layers {inputs}"
 
 @dataclass(frozen=True)
