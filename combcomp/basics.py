@@ -11,6 +11,7 @@ from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from numbers import Real
 from operator import attrgetter
 from pathlib import Path
 
@@ -18,11 +19,11 @@ from filelock import FileLock, SoftFileLease, Timeout
 
 # %% auto #0
 __all__ = ['HIDDEN', 'LEASE', 'DISK_ERRORS', 'DISK_WORDS', 'bad_value', 'check_number', 'check_fields', 'root', 'outputs_dir',
-           'rel_path', 'results_folder', 'StagedFiles', 'atomic_write', 'atomic_bytes', 'file_hash', 'json_hash',
-           'file_hashes', 'check_size', 'read_json', 'atomic_folder', 'is_intact', 'lease', 'is_held', 'publishing',
-           'DiskError', 'is_disk_error', 'free_space', 'remove_leftovers', 'split_list', 'throttle', 'parameters',
-           'quoted', 'import_object', 'import_path', 'online', 'missing_download', 'hub', 'device_name',
-           'installed_version', 'current_commit', 'environment']
+           'expanded', 'find_file', 'rel_path', 'results_folder', 'StagedFiles', 'atomic_write', 'atomic_bytes',
+           'file_hash', 'json_hash', 'file_hashes', 'check_size', 'read_json', 'atomic_folder', 'is_intact', 'lease',
+           'is_held', 'publishing', 'DiskError', 'is_disk_error', 'free_space', 'remove_leftovers', 'split_list',
+           'throttle', 'parameters', 'quoted', 'import_object', 'import_path', 'online', 'missing_download', 'hub',
+           'device_name', 'installed_version', 'current_commit', 'environment']
 
 # %% ../nbs/basics.ipynb #29d50fad
 if os.environ.get("IN_TEST"):
@@ -53,9 +54,13 @@ def check_number(
     "Check that `value` is a finite number of a kind and in an interval, else raise ValueError"
     left, right = "(" if open_low else "[", ")" if open_high else "]"
     interval = f"{'an int' if kind is int else 'a float'} in {left}{low}, {high}{right}"
-    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not ok or (kind is int and value != int(value)):
-        bad_value(where, name, value, interval)
+    try: # numbers of numpy too, but not a float32 that reads 0.0001 and has another value
+        exact = float(str(value)) == float(value)
+    except (TypeError, ValueError, OverflowError):
+        exact = False
+    ok = exact and isinstance(value, Real) and not isinstance(value, bool)
+    if not ok or not math.isfinite(value) or (kind is int and value != int(value)):
+        bad_value(where, name, value, f"{interval}, and this is a {type(value).__name__}")
     if not low <= value <= high or (open_low and value == low) or (open_high and value == high):
         bad_value(where, name, value, interval)
     return kind(value)
@@ -83,7 +88,19 @@ def outputs_dir(
     path=None, # a folder; None is $COMBCOMP_OUTPUTS or <root>/outputs
 ) -> Path: # absolute
     "The folder of rows, predictions, models and caches"
-    return Path(path or os.environ.get("COMBCOMP_OUTPUTS") or root()/"outputs").resolve()
+    return expanded(path or os.environ.get("COMBCOMP_OUTPUTS") or root()/"outputs").resolve()
+
+def expanded(path) -> Path:
+    "A path whose ~ is the home folder, also where no shell has replaced it"
+    return Path(os.path.expanduser(str(path)))
+
+def find_file(path:str) -> Path:
+    "A file in the working directory or in the project; FileNotFoundError if it is in neither"
+    for folder in (Path.cwd(), root()):
+        if (folder/expanded(path)).is_file():
+            return (folder/expanded(path)).resolve()
+    raise FileNotFoundError(f"there is no file {path!r} in the working directory or in {root().name}/; "
+                            "give the whole path")
 
 # %% ../nbs/basics.ipynb #c46f37ce
 def rel_path(path) -> str: # relative to the project if inside it
@@ -96,7 +113,7 @@ def results_folder(
     folder, # where a notebook wants to write figures or tables
 ) -> Path: # `folder`, or a temporary one for a folder of the project under nbdev_test
     "The folder to write figures or tables into; the environment variable IN_TEST is set by nbdev_test"
-    folder = Path(folder).resolve()
+    folder = expanded(folder).resolve()
     if os.environ.get("IN_TEST") and folder.is_relative_to(root()):
         return Path(tempfile.gettempdir())/"combcomp"/folder.relative_to(root())
     return folder

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 from fastcore.docments import docments
 
 import combcomp
-from .basics import atomic_bytes, bad_value, outputs_dir, rel_path
+from .basics import atomic_bytes, bad_value, expanded, outputs_dir, rel_path
 from .spec import KD, METHODS, NOT_CLEAN, Run, resolve_task, teacher_run
 from .study.plan import study
 
@@ -190,8 +190,8 @@ def find_model(
     outputs=None, # folder
 ) -> Path: # of the packed file
     "The packed file of a name; ValueError if there is none, or several"
-    if Path(name).is_file():
-        return Path(name)
+    if expanded(name).is_file():
+        return expanded(name)
     folder = outputs_dir(outputs)/"models"
     is_id = re.fullmatch("[0-9a-f]{1,16}", name)
     found = sorted(p for p in folder.glob("*.safetensors") if is_id and p.stem.startswith(name))
@@ -216,7 +216,7 @@ def check_free(
     folder:bool=False, # the path is a folder
 ) -> Path:
     "A path that may be written; ValueError if something is there"
-    path = Path(path)
+    path = expanded(path)
     if not path.exists():
         return path
     kinds = ("file", "folder")
@@ -260,12 +260,12 @@ def pack_command(
     outputs:str=None, # folder of rows, models and caches; None is outputs/ of this project
 ) -> Answer:
     "Write the packed file of a run, or of a transformers folder"
-    path, from_folder = check_free(out, force), Path(id_or_folder).is_dir()
+    path, from_folder = check_free(out, force), expanded(id_or_folder).is_dir()
     source = None if from_folder else find_model(id_or_folder, outputs)
     from combcomp.ship.packed_file import inspect, pack, unpack
     path.absolute().parent.mkdir(parents=True, exist_ok=True)
     if from_folder:
-        about = pack(load_checkpoint(id_or_folder), path)
+        about = pack(load_checkpoint(expanded(id_or_folder)), path)
     else:
         with as_failure(): # a damaged file is not copied
             unpack(source)

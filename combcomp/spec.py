@@ -7,18 +7,20 @@ from __future__ import annotations
 import ast, hashlib, itertools, json, keyword, os, re, sys
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache
+from unicodedata import category
 from urllib.parse import parse_qsl, quote, urlencode
 
-from .basics import bad_value, check_fields, import_object, import_path, split_list
+from .basics import bad_value, check_fields, find_file, import_object, import_path
 
 # %% auto #0
-__all__ = ['GLUE', 'WORDNET', 'FAMILIES', 'NOT_CLEAN', 'METHODS', 'QUANTIZE', 'SUBSETS', 'TASKS', 'FILE', 'OPTIONS', 'FILE_TASKS',
-           'RECIPES', 'RECIPE', 'SCHEMA', 'BUILT_IN', 'changes', 'MethodInfo', 'register', 'unregister', 'info_of',
-           'KD', 'MP', 'Quantization', 'QAT', 'PTQ', 'Vocab', 'method_name', 'parse', 'canonical', 'subsets',
-           'subset_of', 'table_order', 'with_options', 'Task', 'register_task', 'parse_file_task', 'file_task',
-           'check_task', 'full_task_name', 'task_title', 'last_part', 'portable', 'Recipe', 'recipe_of',
-           'canonical_recipe', 'Combination', 'Run', 'teacher_run', 'learning_rate', 'recipe_epochs', 'resolve_task',
-           'task_names', 'limits_of', 'describe_registry', 'restore_registry']
+__all__ = ['GLUE', 'WORDNET', 'FAMILIES', 'NOT_CLEAN', 'METHODS', 'QUANTIZE', 'SUBSETS', 'TASKS', 'FILE', 'SEPARATORS', 'OPTIONS',
+           'IN_PATH', 'FILE_TASKS', 'RECIPES', 'RECIPE', 'SCHEMA', 'BUILT_IN', 'changes', 'MethodInfo', 'register',
+           'unregister', 'info_of', 'KD', 'MP', 'Quantization', 'QAT', 'PTQ', 'Vocab', 'method_name', 'parse',
+           'canonical', 'subsets', 'subset_of', 'table_order', 'with_options', 'Task', 'register_task', 'check_option',
+           'parse_file_task', 'file_task', 'check_task', 'full_task_name', 'task_title', 'last_part', 'portable',
+           'Recipe', 'recipe_of', 'canonical_recipe', 'Combination', 'Run', 'typed_value', 'teacher_run',
+           'learning_rate', 'recipe_epochs', 'resolve_task', 'is_file_task', 'split_tasks', 'task_names', 'limits_of',
+           'describe_registry', 'restore_registry']
 
 # %% ../nbs/spec.ipynb #f17cac26
 GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte") # by hub name, nyu-mll/glue
@@ -454,31 +456,47 @@ def register_task(task:Task):
     TASKS[task.name] = task
 
 # %% ../nbs/spec.ipynb #d8c61224
-FILE = re.compile(r"file:(?P<path>[^?#]+)(?:\?(?P<query>[^#]*))?(?:#(?P<digest>[0-9a-f]{12}))?")
+FILE = re.compile(r"file:(?P<path>[^?#]+)(?:\?(?P<query>.*?))?(?:#(?P<digest>[0-9a-f]{12}))?", re.S)
+SEPARATORS = dict(comma=",", tab="\t", semicolon=";", pipe="|") # words for the characters between fields
 OPTIONS = dict(text=None, label=None, validation=None, unlabelled=None, # of a file task, and their values
                kind=("classification", "regression"), language=("english", "other"),
-               missing=("drop", "transfer"))
+               missing=("drop", "transfer", "keep"), sep=None, quote=None)
+IN_PATH = {",": "%2C", "?": "%3F", "#": "%23"} # what ends a path in a name, and how it is written
+
+def check_option(
+    name:str, value:str, # of a file task
+) -> str: # the value, of `sep` as a word if there is one
+    "Check an option of a file task; ValueError for a value it cannot have"
+    one = len(value) == 1 and not value.isalnum()
+    if name == "sep" and not one and value not in SEPARATORS:
+        bad_value("file task", name, value, f"one character, or a word: {', '.join(SEPARATORS)}")
+    if name == "quote" and not one and value != "none":
+        bad_value("file task", name, value, "one character, or none")
+    if not value or OPTIONS[name] and value not in OPTIONS[name]:
+        bad_value("file task", name, value, OPTIONS[name] or "the name of a column or file")
+    return {v: k for k, v in SEPARATORS.items()}.get(value, value) if name == "sep" else value
 
 def parse_file_task(
     task:str, # file:<path>?<options>#<digest>
 ) -> tuple: # (path, option -> value, with a list for text, digest or None)
     "The parts of a file task's name; ValueError if it has another form"
     m = FILE.fullmatch(task)
-    if not m or len(task) > 1000 or not task.isprintable():
+    visible = all(c.isprintable() or category(c) in ("Zs", "Cf") for c in task) # also a no-break space
+    if not m or len(task) > 1000 or not visible:
         raise ValueError(f"Run: task={task[:60]!r} is not allowed; write file:reviews.csv, or "
-                         "file:reviews.csv?text=review&label=stars (no ? or # in the path)")
+                         "file:reviews.csv?text=review&label=stars (in the path, %3F for ? and %23 for #)")
     options = {}
-    for k, v in parse_qsl(m["query"] or "", keep_blank_values=True):
+    for k, v in parse_qsl((m["query"] or "").replace("+", "%2B"), keep_blank_values=True):
         if k not in OPTIONS:
             bad_value("file task", "option", k, OPTIONS)
-        if not v or OPTIONS[k] and v not in OPTIONS[k]:
-            bad_value("file task", k, v, OPTIONS[k] or "the name of a column or file")
-        options.setdefault(k, []).append(v)
+        options.setdefault(k, []).append(check_option(k, v))
     if repeated := [k for k, v in options.items() if len(v) > 1 + (k == "text")]:
         raise ValueError(f"file task: {task[:80]!r} has {repeated[0]} too often; text may occur twice, the "
                          "rest once")
     options = {k: v if k == "text" else v[0] for k, v in options.items()}
-    return m["path"].replace("%2C", ","), options, m["digest"]
+    characters = {code: c for c, code in IN_PATH.items()} | {"%25": "%"}
+    path = re.sub("%(2C|3F|23|25(?=2C|3F|23|25))", lambda m: characters[m[0]], m["path"])
+    return path, options, m["digest"]
 
 def file_task(
     path, options:dict, digest:str|None=None, # as from `parse_file_task`; options that are None are left out
@@ -487,7 +505,9 @@ def file_task(
     values = lambda k: options.get(k) or [] if k == "text" else [options.get(k)]
     pairs = [(k, v) for k in OPTIONS for v in values(k) if v]
     query = urlencode(pairs, quote_via=quote, safe="/ ")
-    return (f"file:{path}" + f"?{query}"*bool(query) + f"#{digest}"*bool(digest)).replace(",", "%2C")
+    path = re.sub("%(?=2C|3F|23|25)", "%25", str(path)) # a file may be called so
+    path = re.sub("[,?#]", lambda m: IN_PATH[m[0]], path)
+    return f"file:{path}" + f"?{query}"*bool(query) + f"#{digest}"*bool(digest)
 
 # %% ../nbs/spec.ipynb #7a5c000a
 # what reads the files: name -> full name, and (name, cache) -> `Task`
@@ -514,7 +534,7 @@ def full_task_name(
 
 def task_title(task:str) -> str: # of a file: without folder and columns
     "The name of a task for people to read"
-    return re.split("[?#]", portable(task).removeprefix("file:"))[0]
+    return parse_file_task(portable(task))[0] if task.startswith("file:") else task
 
 def last_part(path:str) -> str:
     "The last part of a path, also of one from Windows or in the options of a file task"
@@ -638,8 +658,27 @@ class Run:
     def combination(self) -> Combination: return _combination(parse(self.methods), self.recipe)
 
 # %% ../nbs/spec.ipynb #fb52b98d
+def typed_value(
+    value, # of a field of `Run`, as code, a notebook or a command line has it
+    field, # the dataclass field
+): # the value in the type of the field, where that is exact; else as it was
+    "Read what papermill and YAML spell as text: '1' and '1e-4', 'None', and ~ for the home folder"
+    is_text, optional = field.type == "str", "None" in field.type
+    if value == "None" and optional or value in ("None", None) and is_text and not field.default:
+        return field.default
+    if not isinstance(value, str):
+        return value
+    if is_text:
+        return os.path.expanduser(value) if field.name in ("family", "teacher") else str(value)
+    try:
+        return float(value) if not re.fullmatch(r"\s*[+-]?\d+\s*", value) else int(value)
+    except ValueError:
+        return value
+
 def _check_run(run):
     "Normalise the fields of a new `Run`"
+    for f in fields(run):
+        object.__setattr__(run, f.name, typed_value(getattr(run, f.name), f))
     check_fields(run, seed=(int, 0, 2**31 - 1), batch_size=(int, 1, 4096), max_length=(int, 8, 512))
     optional = dict(limit=(int, 2, 10**9), lr=(float, 0, 1, "("), epochs=(float, 0, 1000, "("))
     for name, bounds in optional.items():
@@ -725,25 +764,68 @@ def resolve_task(run:Run) -> Run:
     name = full_task_name(run.task)
     return run if name == run.task else replace(run, task=name)
 
+def is_file_task(
+    text:str, # what may be the name of a task
+) -> bool:
+    "Whether a text names a file that is there"
+    try:
+        return bool(find_file(parse_file_task(text)[0]))
+    except (FileNotFoundError, ValueError, OSError):
+        return False
+
+def split_tasks(
+    text:str, # names with commas between them; `all` is all of `every`
+    every, # all tasks there are
+) -> list: # of strings
+    """Names of tasks separated by commas; the name of a file may have commas of its own
+
+    After `file:` come as many parts as name a file that is there. Without such a file the name ends before
+    the next part that begins with `file:` or is a known task."""
+    if text == "all":
+        return [*every]
+    parts, names, known = str(text).split(","), [], {*every, *TASKS}
+    new = lambda part: part.strip().startswith("file:") or part.strip() in known
+    while parts:
+        longest = next((i for i, p in enumerate(parts) if i and p.strip().startswith("file:")), len(parts))
+        bound = next((i for i, p in enumerate(parts) if i and new(p)), len(parts))
+        tried = [",".join(parts[:i]).strip() for i in range(longest, 0, -1)]
+        known_in_options = lambda name: any(map(new, name.partition("?")[2].split(",")[1:]))
+        if not parts[0].strip().startswith("file:"):
+            name = parts[0].strip()
+        else:
+            name = next((t for t in tried if is_file_task(t) and not known_in_options(t)),
+                        ",".join(parts[:bound]).strip())
+        parts = parts[name.count(",") + 1:]
+        names += [name] if name else []
+    return names
+
 def task_names(
     text:str, # names with commas between them; `all` is all of `every`
     every, # all tasks there are
 ) -> list: # of strings, as rows have them
-    "Names of tasks separated by commas, files by their full names"
-    return [full_task_name(t) if t.startswith("file:") else t for t in split_list(text, every)]
+    "Names of tasks separated by commas as in `split_tasks`, files by their full names"
+    return [full_task_name(t) if t.startswith("file:") else t for t in split_tasks(text, every)]
 
 def limits_of(
     limits, # a number, or one for each task: wic:1000,accept:500; "" or None is all examples
     tasks, # names
 ) -> dict: # task -> number, without the tasks that use all examples
-    "The number of training examples of each task; ValueError for an unknown task or what is not a number"
-    parts = [re.split("[:=]", p) for p in split_list(limits or "", [])]
-    if len(parts) == 1 and len(parts[0]) == 1 and parts[0][0].isdigit():
-        return dict.fromkeys(tasks, int(parts[0][0]))
-    for p in parts:
-        if len(p) != 2 or p[0] not in tasks or not p[1].isdigit():
-            bad_value("study", "limits", limits, f"a number, or task:number of {', '.join(tasks)}")
-    return {t: int(n) for t, n in parts}
+    """The number of training examples of each task; ValueError for an unknown task or what is not a number
+
+    A file may be named as in `tasks`, or without its options if only one task reads it."""
+    limits = str(limits or "").strip()
+    if limits.isdecimal():
+        return dict.fromkeys(tasks, int(limits))
+    names = {t: t for t in tasks}
+    paths = {t: f"file:{parse_file_task(t)[0]}" for t in tasks if t.startswith("file:")}
+    for t, path in paths.items():
+        if [*paths.values()].count(path) == 1:
+            names |= {path: t, check_task(path): t, check_task(t): t}
+    either = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+    item = rf"({either})\s*[:=]\s*(\d+)"
+    if limits and not re.fullmatch(rf"\s*{item}(\s*,\s*{item})*[\s,]*", limits):
+        bad_value("study", "limits", limits, f"a number, or task:number of {', '.join(tasks)}")
+    return {names[name]: int(number) for name, number in re.findall(item, limits)}
 
 # %% ../nbs/spec.ipynb #c0000004
 BUILT_IN = (*METHODS.values(), *TASKS.values()) # known to every process

@@ -4,25 +4,31 @@
 
 # %% ../../nbs/data/03_text_files.ipynb #cb698533
 from __future__ import annotations
-import csv, hashlib, io, json, random, re
+import csv, hashlib, io, json, random, re, warnings
 from collections import Counter
+from datetime import date, time
+from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 
-from ..basics import atomic_bytes, bad_value, is_intact, outputs_dir, rel_path, root
-from ..spec import file_task, OPTIONS, parse_file_task, portable, Task
+from ..basics import atomic_bytes, bad_value, find_file, is_intact, outputs_dir, rel_path
+from ..spec import file_task, OPTIONS, parse_file_task, portable, SEPARATORS, Task
 from .tasks import save_dataset, text_counts, text_dataset
 
 # %% auto #0
-__all__ = ['ENDINGS', 'LABELS', 'PAIRS', 'TEXTS', 'CLASSES', 'COMMON', 'LONGEST', 'LARGEST', 'SURROGATES', 'HELD', 'read_text',
-           'read_csv', 'read_json', 'read_parquet', 'read_columns', 'guess_texts', 'guess_label', 'guess_columns',
-           'as_numbers', 'guess_kind', 'is_english', 'is_missing', 'complete_rows', 'check_texts', 'class_names',
-           'read_classes', 'read_numbers', 'held_back', 'read_labelled', 'read_splits', 'read_unlabelled',
-           'read_rows_without_label', 'read_transfer', 'find_file', 'find_files', 'files_digest', 'resolve',
-           'resolve_version', 'current_files', 'file_dataset', 'load_file_task', 'own_data', 'own_unlabelled',
-           'file_data', 'file_transfer', 'file_counts', 'own_task', 'save_parquet', 'own']
+__all__ = ['ENDINGS', 'FORMS', 'DOUBLE', 'STYLES', 'LABELS', 'PAIRS', 'TEXTS', 'CLASSES', 'COMMON', 'LONGEST', 'LARGEST', 'GAPS',
+           'SURROGATES', 'NEARLY', 'HELD', 'read_text', 'text_lines', 'number_form', 'not_numbers', 'as_numbers',
+           'split_line', 'split_rows', 'glued_rows', 'BadRow', 'csv_table', 'csv_ways', 'read_csv', 'pandas_rows',
+           'read_json', 'read_parquet', 'read_columns', 'guess_texts', 'guess_label', 'check_header', 'guess_columns',
+           'guess_kind', 'is_english', 'is_missing', 'complete_rows', 'check_texts', 'class_names', 'read_classes',
+           'number_word', 'label_words', 'check_numeric', 'read_numbers', 'held_back', 'balanced_texts',
+           'read_labelled', 'read_splits', 'read_unlabelled', 'read_rows_without_label', 'read_transfer', 'find_files',
+           'files_digest', 'resolve', 'resolve_version', 'current_files', 'file_dataset', 'load_file_task', 'own_data',
+           'own_unlabelled', 'file_data', 'file_transfer', 'file_counts', 'own_task', 'uniform_columns', 'save_parquet',
+           'own']
 
 # %% ../../nbs/data/03_text_files.ipynb #c7934897
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
@@ -32,48 +38,237 @@ def read_text(path:Path) -> str:
     data = path.read_bytes()
     if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:1000]:
         raise ValueError(f"{path.name}: this is UTF-16 or not text; save it as UTF-8")
-    return data.decode("utf-8-sig", "surrogateescape")
+    return data.decode("utf-8", "surrogateescape").lstrip("\ufeff")
+
+def text_lines(text:str) -> list: # of strings, without their ends
+    "The lines of a text; carriage returns alone end a line where there are no line feeds"
+    if "\n" not in text:
+        return text.split("\r")
+    return [line.removesuffix("\r") for line in text.split("\n")]
+
+# %% ../../nbs/data/03_text_files.ipynb #4b1de4e2
+FORMS = dict(integer=r"[+-]?\d+", decimal=r"[+-]?(\d+\.\d*|\.\d+|\d+(?=e))(e[+-]?\d+)?",
+             comma=r"[+-]?\d+,\d+", percent=r"[+-]?\d+([.,]\d+)?\s*%") # in which numbers are written
+
+def number_form(v) -> str|None:
+    "Which of `FORMS` a value has; None if it is not a number"
+    if isinstance(v, str):
+        return next((form for form, p in FORMS.items() if re.fullmatch(p, v.strip(), re.I | re.A)), None)
+    small = isinstance(v, int) and abs(v) < 10**300
+    return "decimal" if small or isinstance(v, (float, Decimal)) and np.isfinite(float(v)) else None
+
+def not_numbers(
+    values, # of a column
+) -> list: # places of values; empty for a column of numbers
+    "The values that keep a column from being one of numbers, which are written in one form throughout"
+    forms = [*map(number_form, values)]
+    commas = [str(v).strip() for v, form in zip(values, forms) if form == "comma"]
+    thousands = commas and all(re.fullmatch(r"[+-]?[1-9]\d*,\d{3}", v) for v in commas) # or is it 1.000?
+    together = [("integer", "decimal"), ("integer",) if thousands else ("integer", "comma"), ("percent",)]
+    return min(([i for i, form in enumerate(forms) if form not in some] for some in together), key=len)
+
+def as_numbers(values) -> list|None: # None if one of them is not a number
+    "Values as numbers; 3,5 is 3.5 and 12% is 0.12 if the whole column is written so"
+    values = [*values]
+    if not_numbers(values):
+        return None
+    text = lambda v: str(v).strip().replace(",", ".")
+    return [float(text(v)[:-1])/100 if number_form(v) == "percent" else float(text(v)) if isinstance(v, str)
+            else float(v) for v in values]
 
 # %% ../../nbs/data/03_text_files.ipynb #4b1de4ea
-def read_csv(path:Path) -> list: # of dicts
-    "The rows of a CSV file, its delimiter found in the header; ValueError for a row of another length"
-    text, name, found, header = read_text(path), path.name, [], None
-    first = text[:text.find("\n")] if "\n" in text else text
-    delimiter = max("\t" if path.suffix == ".tsv" else ",;\t|", key=first.count)
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    place = lambda: f"{name}: row {len(found) + 1} (line {rows.line_num})"
+DOUBLE = '"' # the quote that is tried unless another one is named
+STYLES = ("plain", "spaced", "escaped", "lines") # of quotes, in the order in which they are tried
+
+def split_line(
+    line:str, delimiter:str, quote:str,
+) -> list: # of fields
+    "The fields of one line; a quote that does not close before a delimiter is a character like others"
+    d, q = re.escape(delimiter), re.escape(quote)
+    field = re.compile(f" *{q}((?:[^{q}]|{q}{q})*){q} *(?={d}|$)|([^{d}]*)")
+    fields, start = [], 0
+    while start <= len(line):
+        found = field.match(line, start)
+        fields.append(found[2] if found[1] is None else found[1].replace(quote*2, quote))
+        if delimiter != "\t" and fields[-1].startswith(quote) and line.count(quote) % 2:
+            raise csv.Error("a quote is never closed")
+        start = found.end() + 1
+    return fields
+
+def split_rows(
+    text:str, delimiter:str, quote:str, # "" if quotes are characters like others
+    style:str, # one of `STYLES`
+): # yields (fields, number of the line), without blank lines; csv.Error for what this style does not have
+    "The rows of a text in one style of quotes"
+    if style == "lines":
+        for number, line in enumerate(text_lines(text), 1):
+            if line:
+                yield split_line(line, delimiter, quote), number
+        return
+    options = dict(quotechar=quote) if quote else dict(quoting=csv.QUOTE_NONE)
+    if style == "escaped": # a backslash before anything else is a character
+        text = re.sub(rf"\\([\\{re.escape(quote)}])|\\", lambda m: m[0] if m[1] else "\\\\", text)
+        options["escapechar"] = "\\"
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True,
+                        skipinitialspace=style != "plain", **options)
     limit = csv.field_size_limit(2**31 - 1)
     try:
-        for row in rows:
-            if header is None:
-                header = [column.strip() for column in row]
-            elif row and len(row) != len(header):
-                raise ValueError(f"{place()} has {len(row)} fields, the header has {len(header)}; "
-                                 "put texts that contain the delimiter in quotes")
-            elif row:
-                found.append(dict(zip(header, row)))
-    except csv.Error as e:
-        raise ValueError(f"{place()} cannot be read: {e}") from None
+        yield from ((row, reader.line_num) for row in reader if row)
     finally:
         csv.field_size_limit(limit)
-    column, times = Counter(header).most_common(1)[0] if header else ("", 0)
-    if times > 1:
-        raise ValueError(f"{name}: two columns have the name {column!r}; rename one")
-    return found
+
+# %% ../../nbs/data/03_text_files.ipynb #4b1de4eb
+def glued_rows(
+    rows:list, # of lists of fields
+    delimiter:str,
+) -> tuple|None: # (place in `rows`, the value)
+    """The first row that glues several, because a quote is never closed
+
+    Its sign is a delimiter with a value of that column, before or after a line end: one that whole rows have,
+    or a number if all of theirs are numbers."""
+    whole = [row for row in rows if not any("\n" in v or "\r" in v for v in row)]
+    if len(whole) == len(rows):
+        return None
+    values = [{*column} - {""} for column in zip(*whole)]
+    numeric = [bool(known) and not not_numbers([*known][:100]) for known in values]
+    for i, row in enumerate(rows if values else ()):
+        for c, field in enumerate(row):
+            lines = text_lines(field)
+            ends, begins = lines[0].split(delimiter)[1:], lines[-1].split(delimiter)[:-1]
+            ends, begins = ends[len(ends) - len(row) + c + 1:], begins[:c]
+            after, before = zip(ends, values[c + 1:], numeric[c + 1:]), zip(begins, values, numeric)
+            for value, known, numbers in (*after, *before) if len(lines) > 1 else ():
+                if value in known or numbers and number_form(value):
+                    return i, value
+
+class BadRow(ValueError):
+    "A row that does not fit, with its number"
+    def __init__(self, row:int, message:str):
+        super().__init__(message)
+        self.row = row
+
+def csv_table(
+    name:str, text:str, # of the file
+    delimiter:str, quote:str, style:str, # as for `split_rows`
+    check:bool, # may a quote be one that is never closed?
+) -> tuple: # (names of the columns, rows as lists of fields)
+    "A text read in one way; `BadRow` where it does not fit"
+    rows, lines, place = [], [], "the first line"
+    try:
+        for row, line in split_rows(text, delimiter, quote, style):
+            rows.append(row)
+            lines.append(line)
+            place = f"row {len(rows)} (line {line + 1})"
+    except csv.Error as e:
+        ways = "; write quotes inside a text twice, or quote=none takes them as characters"
+        raise BadRow(len(rows), f"{name}: {place} cannot be read: {e}{ways}") from None
+    if not rows:
+        return [], []
+    if check and style == "plain":
+        spaced = re.compile(f" +{quote}([^{quote}]|{quote*2})*{quote}")
+        for row, line in zip(rows, lines):
+            if any(v.startswith(" ") and spaced.fullmatch(v) for v in row):
+                raise BadRow(0, f"{name}: line {line} has a space before quotes; remove it")
+    header, rows = [*map(str.strip, rows[0])], rows[1:]
+    blank = lambda fields: not any(v.strip() for v in fields)
+    while header and not header[-1] and all(blank(row[len(header) - 1:]) for row in rows):
+        header.pop() # an empty column at the end
+    while len(header) > 1 and rows and blank(rows[-1]):
+        rows.pop()
+    for i, row in enumerate(rows):
+        place = f"{name}: row {i + 1} (line {lines[i + 1]})"
+        if len(row) < len(header) or not blank(row[len(header):]):
+            word = next((k for k, v in SEPARATORS.items() if v == delimiter), delimiter)
+            raise BadRow(i + 1, f"{place} has {len(row)} fields, the header has {len(header)}; put texts "
+                         f"that contain the delimiter ({word}; sep= names another) in quotes")
+    rows = [row[:len(header)] for row in rows]
+    if check and (found := glued_rows(rows, delimiter)):
+        i, value = found
+        raise BadRow(i + 1, f"{name}: row {i + 1} (until line {lines[i + 1]}) holds the delimiter, "
+                     f"{value[:40]!r} and a line end: is a quote never closed? quote=none takes quotes as "
+                     f"characters, quote={quote} takes the row as it is")
+    return header, rows
+
+# %% ../../nbs/data/03_text_files.ipynb #4b1de4ec
+def csv_ways(
+    path:Path, text:str,
+    sep:str|None=None, quote:str|None=None, # as in the name of a task; None finds out
+) -> list: # of (delimiter, quote, style), the most likely first
+    "The ways in which a text file may be meant"
+    head = re.sub('"[^"]*"', "", re.match('(?:"[^"]*"|[^"\r\n])*', text)[0])
+    likely = [d for d in sorted(",;\t|", key=head.count, reverse=True) if d in head] or [","]
+    if sep or path.suffix.lower() == ".tsv":
+        likely = [SEPARATORS.get(sep, sep) or "\t"]
+    if quote == "none":
+        return [(d, "", "plain") for d in likely]
+    left_out = ["lines"]*bool(quote) + ["escaped"]*(f"\\{quote or DOUBLE}" not in text)
+    return [(d, quote or DOUBLE, s) for d in likely for s in STYLES if s not in left_out]
+
+def read_csv(
+    path:Path,
+    sep:str|None=None, quote:str|None=None, # as in the name of a task; None finds out
+) -> tuple: # (rows as dicts, the way of `csv_ways` in which they were read)
+    "The rows of a CSV file, read in the first way that fits; ValueError with the row if none does"
+    text, name, wrong = read_text(path), path.name, []
+    told = re.match("\"?sep=([^\r\n])\"?(?=[\r\n])", text) # a line that spreadsheets write
+    if told:
+        sep, text = sep or told[1], text[told.end():] # the line stays as a blank one
+    for way in csv_ways(path, text.lstrip("\r\n"), sep, quote):
+        try:
+            header, rows = csv_table(name, text, *way, check=quote is None)
+        except BadRow as e:
+            wrong.append((e.row if way[-1] != "lines" else 0, e))
+            continue
+        column, times = Counter(header).most_common(1)[0] if header else ("", 0)
+        if times > 1:
+            raise ValueError(f"{name}: two columns have the name {column!r}; rename one")
+        return [dict(zip(header, row)) for row in rows], way
+    raise max(wrong, key=lambda w: w[0])[1] # of the style that went furthest
 
 # %% ../../nbs/data/03_text_files.ipynb #eb7a2d04
+def pandas_rows(
+    table:dict, # what a JSON file holds
+) -> list|None: # of dicts; None for another object
+    "The rows of a table that is one JSON object, in any of the forms of `DataFrame.to_json`, or under `data`"
+    data, names = table.get("data"), table.get("columns")
+    if isinstance(data, list) and isinstance(names, list): # orient="split"
+        return [dict(zip(names, row)) if isinstance(row, list) and len(row) == len(names) else row
+                for row in data]
+    if isinstance(data, list) and all(isinstance(row, dict) for row in data): # orient="table", and others
+        return data
+    inner = [*table.values()]
+    if inner and all(isinstance(v, list) and len(v) == len(inner[0]) for v in inner):
+        return [dict(zip(table, row)) for row in zip(*inner)]
+    if not inner or not all(isinstance(v, dict) and [*v] == [*inner[0]] for v in inner):
+        return None
+    numbered = lambda keys: all(k.isdecimal() for k in keys)
+    rows_first = numbered(table) if numbered(table) != numbered(inner[0]) else len(table) > len(inner[0])
+    if rows_first: # orient="index"
+        return inner
+    return [{c: v[i] for c, v in table.items()} for i in inner[0]] # orient="columns"
+
 def read_json(path:Path) -> list: # of dicts
-    "The rows of a file of JSON lines, or of one JSON list; ValueError for what is not an object"
+    "The rows of JSON lines, a JSON list or a table of pandas; ValueError for what is not an object"
     text, name = read_text(path), path.name
     def parse(part, where=""):
         try:
             return json.loads(part)
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise ValueError(f"{name}: {where}cannot be read as JSON: {e}") from None
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError):
+        whole = None
     if text.lstrip().startswith("["):
         rows = parse(text)
+    elif isinstance(whole, dict):
+        nested = any(isinstance(v, (dict, list)) for v in whole.values())
+        rows = pandas_rows(whole) or (None if nested else [whole])
+        if rows is None:
+            raise ValueError(f"{name}: this is one JSON object with {', '.join(map(repr, [*whole][:5]))}; "
+                             "expected JSON lines, a list of objects, or a table that pandas wrote")
     else:
-        lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+        lines = [(i, line) for i, line in enumerate(text_lines(text), 1) if line.strip()]
         rows = [parse(line, f"row {i} (line {i}) ") for i, line in lines]
     for i, row in enumerate(rows, 1):
         if not isinstance(row, dict):
@@ -95,7 +290,8 @@ def read_parquet(
         from datasets import ClassLabel, Features
         features = Features.from_arrow_schema(table.schema)
         known = {k: tuple(f.names) for k, f in features.items() if isinstance(f, ClassLabel)}
-    columns = table.to_pydict()
+    text = lambda v: v.decode("utf-8", "surrogateescape") if isinstance(v, bytes) else v
+    columns = {c: [*map(text, values)] for c, values in table.to_pydict().items()}
     for k in known: # `datasets` writes -1 where there is no label
         columns[k] = [None if v == -1 else v for v in columns[k]]
     return columns, known
@@ -103,6 +299,7 @@ def read_parquet(
 # %% ../../nbs/data/03_text_files.ipynb #5e1fec04
 def read_columns(
     path, # a file with one of `ENDINGS`
+    sep:str|None=None, quote:str|None=None, # of a CSV file, as in the name of a task; None finds out
 ) -> tuple: # (column -> list of values, column -> class names if the file has them)
     "The columns of a file; ValueError or FileNotFoundError with what is wrong and where"
     path, known = Path(path), {}
@@ -112,7 +309,7 @@ def read_columns(
     if ending == ".parquet":
         columns, known = read_parquet(path)
     else:
-        rows = read_csv(path) if ending in (".csv", ".tsv") else read_json(path)
+        rows = read_csv(path, sep, quote)[0] if ending in (".csv", ".tsv") else read_json(path)
         columns = {c: [r.get(c) for r in rows] for c in dict.fromkeys(c for r in rows for c in r)}
     if not columns or not len(next(iter(columns.values()))):
         raise ValueError(f"{path.name}: there are no rows in it")
@@ -154,6 +351,18 @@ def guess_label(
     few = [c for c in lower.values() if 1 < len({*map(str, columns[c])}) <= min(20, len(columns[c])//2)]
     return few[0] if len(few) == 1 else None
 
+def check_header(
+    name:str, columns:dict, # of the file
+): # nothing
+    "ValueError if the names of the columns look like a row: one is a value of its column, and is no name"
+    known = {*LABELS, *TEXTS, *(c for pair in PAIRS for c in pair)} & {c.lower() for c in columns}
+    sentence = any(len(c.split()) > (3 if known else 1) for c in columns)
+    for c, values in columns.items():
+        if c in [str(v).strip() for v in values] and (sentence or number_form(c)):
+            raise ValueError(f"{name}: the first line has {c[:40]!r}, which is also a value of its column, "
+                             "so it seems to be a row; add a line with the names of the columns above it, or "
+                             "name two columns, text= and label=, as they are")
+
 def guess_columns(
     columns:dict, # column -> values
     texts:tuple=(), label:str|None=None, # what is known already
@@ -165,13 +374,6 @@ def guess_columns(
 # %% ../../nbs/data/03_text_files.ipynb #fc30a0bd
 CLASSES = 100 # of a task, at most
 
-def as_numbers(values) -> list|None: # None if one of them is not a number
-    "Values as numbers"
-    try:
-        return [float(v) for v in values]
-    except (TypeError, ValueError):
-        return None
-
 def guess_kind(
     values:list, # of the label column
 ) -> str: # classification or regression
@@ -180,7 +382,8 @@ def guess_kind(
     if not found:
         return "classification"
     many = {*found}
-    if len(many) <= 20 and all(v == int(v) for v in found if np.isfinite(v)):
+    scale = 100 if number_form(values[0]) == "percent" else 1
+    if len(many) <= 20 and all(round(v*scale, 9) == int(round(v*scale, 9)) for v in found):
         return "classification"
     ids = many == {*range(len(many))} and len(many) <= min(CLASSES, len(found)/4)
     return "classification" if ids else "regression"
@@ -198,23 +401,32 @@ def is_english(
 
 # %% ../../nbs/data/03_text_files.ipynb #9f2ae177
 LONGEST, LARGEST = 100_000, 20 # characters of a text; absolute value of a number to predict
+GAPS = frozenset("nan NaN NAN -nan NULL null Null N/A n/a #N/A NA #NA <NA> None NaT".split()) # for no value
 
-def is_missing(v) -> bool:
-    "Is a value empty?"
-    return v is None or isinstance(v, str) and not v.strip() or isinstance(v, float) and v != v
+def is_missing(
+    v,
+    gaps:bool=True, # do the words in `GAPS` stand for a missing value?
+) -> bool:
+    "Is a value empty, or a word for that?"
+    if isinstance(v, str):
+        return not v.strip() or gaps and v.strip() in GAPS
+    return v is None or isinstance(v, (float, Decimal)) and v != v
 
 def complete_rows(
     name:str, columns:dict, # of the file
     used:list, # columns that must have a value
-    drop:bool, # leave incomplete rows out?
+    missing:str|None, # the option: drop or transfer leave incomplete rows out, keep takes words as values
 ) -> tuple: # (column -> values, row numbers)
     "The rows that have a value in every used column; ValueError for an incomplete one if it is not left out"
-    missing = [(i, c) for c in used for i, v in enumerate(columns[c]) if is_missing(v)]
-    rows = {i for i, _ in missing}
-    if missing and not drop:
-        i, c = min(missing)
-        raise ValueError(f"{name}: row {i + 1} has nothing in column {c!r} ({len(rows)} such row(s)); "
-                         "fill it in, or leave such rows out with missing=drop")
+    gaps = [(i, c) for c in used for i, v in enumerate(columns[c]) if is_missing(v, missing != "keep")]
+    rows = {i for i, _ in gaps}
+    if gaps and missing not in ("drop", "transfer"):
+        i, c = min(gaps)
+        word = columns[c][i] if not is_missing(columns[c][i], False) else None
+        has = f"{word!r}, which stands for nothing," if word else "nothing"
+        keep = "; missing=keep takes the word as a value" if word else ""
+        raise ValueError(f"{name}: row {i + 1} has {has} in column {c!r} ({len(rows)} such row(s)); "
+                         f"fill it in, or leave such rows out with missing=drop{keep}")
     kept = {c: [v for i, v in enumerate(columns[c]) if i not in rows] for c in used}
     return kept, [i + 1 for i in range(len(columns[used[0]])) if i not in rows]
 
@@ -248,7 +460,8 @@ def class_names(
 ) -> tuple: # in the order of their ids
     "The names of the classes; ValueError if they are fewer than two, or too many"
     found = {*words}
-    every = known or tuple(sorted(found, key=lambda n: (float(n), n)) if as_numbers(found) else sorted(found))
+    numbers = all(number_form(w) in ("integer", "decimal") for w in found)
+    every = known or tuple(sorted(found, key=lambda n: (float(n), n)) if numbers else sorted(found))
     if len(found) < 2:
         raise ValueError(f"{name}: all {len(words)} rows have {words[0]!r} in column {column!r}; there is "
                          "nothing to predict. Is it the right column? label= names another")
@@ -262,26 +475,70 @@ def class_names(
 def read_classes(
     name:str, column:str, values:list, rows:list, # of the file and its label column
     known:tuple|None, # names that the file gives to ids
-) -> list: # of strings
-    "Labels as text, 3.0 as 3; ValueError for what is not UTF-8"
-    def written(value):
-        return str(int(value)) if isinstance(value, float) and value == int(value) else str(value).strip()
-    words = [known[v] for v in values] if known else [*map(written, values)]
-    for i, word in zip(rows, words):
-        if SURROGATES.search(word):
+) -> list: # of words, numbers or dates
+    "Labels of classes; ValueError for what is no single value, or not UTF-8"
+    for i, v in zip(rows, values):
+        if not isinstance(v, (str, int, float, Decimal, date, time)):
+            raise ValueError(f"{name}: row {i} has {str(v)[:40]!r} in column {column!r}, a "
+                             f"{type(v).__name__}; a label is one word or number, and a text has one label")
+        if known and not (isinstance(v, int) and 0 <= v < len(known)):
+            raise ValueError(f"{name}: row {i} has {v!r} in column {column!r}; its classes have the ids 0 to "
+                             f"{len(known) - 1}")
+        if isinstance(v, str) and SURROGATES.search(v):
             raise ValueError(f"{name}: row {i}, column {column!r} is not UTF-8; save the file as UTF-8")
-    return words
+    return [known[v] for v in values] if known else values
+
+def number_word(v) -> str:
+    "A number as text, the same for 1, 1.0 and 1e0"
+    number = Decimal(str(v).strip().replace(",", "."))
+    return format(number.normalize(), "f") if number else "0"
+
+def label_words(
+    values:list, # as from `read_classes`
+    training:list, # those of the training set, which decide what the column holds
+) -> list: # of strings
+    "Labels as text, equal for equal values: of numbers, of true and TRUE, and of letters with accents"
+    plain = all(number_form(v) in ("integer", "decimal", "comma") for v in training)
+    numeric = plain and not not_numbers(training) and not any(isinstance(v, bool) for v in training)
+    words = [*map(str.strip, map(str, training))]
+    padded = any(re.match(r"[+-]?0\d", w) for w in words) and len({*map(len, words)}) == 1 # 007 is a name
+    def word(v):
+        is_number = isinstance(v, (int, float, Decimal)) and not isinstance(v, bool)
+        if number_form(v) and (is_number or numeric and not padded and not isinstance(v, bool)):
+            return number_word(v) if number_form(v) != "percent" else str(v).strip()
+        return normalize("NFC", str(v).strip())
+    spelled = {*words}
+    if {w.casefold() for w in spelled} <= {"true", "false"}:
+        once = len(spelled) == 2
+        names = {w.casefold(): w if once else w.title() for w in spelled}
+        return [names.get(w.casefold(), w) for w in map(word, values)]
+    return [*map(word, values)]
 
 # %% ../../nbs/data/03_text_files.ipynb #61e1869d
+NEARLY = r"\W*\d[\d.,\s]*(e[+-]?\d+)?\W*(/\s*\d+)?" # a number with signs around it: $3, 4/5
+
+def check_numeric(
+    name:str, column:str, values:list, rows:list, # of the file and its label column
+): # nothing
+    "ValueError for a value that keeps a column of numbers to predict from being one"
+    odd = not_numbers(values)
+    near = [v for v in values if not isinstance(v, str) or re.fullmatch(NEARLY, v, re.I)]
+    if not odd or 2*len(near) < len(values):
+        return
+    others = [v for i, v in enumerate(values) if i not in {*odd}]
+    if guess_kind(others) == "regression" if others else len({*map(str, values)}) > 20:
+        raise ValueError(f"{name}: row {rows[odd[0]]} has {str(values[odd[0]])[:40]!r} in column {column!r}, "
+                         f"where {len(others)} rows have numbers in one form and {len(odd)} do not; "
+                         "correct it, empty it and use missing=drop, or kind=classification takes words")
+
 def read_numbers(
     name:str, column:str, values:list, rows:list, # of the file and its label column
 ) -> list: # of floats
     "Labels of a regression; ValueError for what is not a number, or too large"
-    for i, v in zip(rows, values):
-        number = as_numbers([v])
-        if not number or not np.isfinite(number[0]):
-            raise ValueError(f"{name}: row {i} has {str(v)[:40]!r} in column {column!r}, which is not a "
-                             "number; kind=classification takes words")
+    if odd := not_numbers(values):
+        raise ValueError(f"{name}: row {rows[odd[0]]} has {str(values[odd[0]])[:40]!r} in column {column!r}, "
+                         "which is not a number, or is written in another way than the others; "
+                         "kind=classification takes words")
     found = as_numbers(values)
     largest = max(found, key=abs)
     if abs(largest) > LARGEST:
@@ -298,33 +555,57 @@ def held_back(
     labels:list, # class ids, or numbers
     regression:bool=False,
 ) -> np.ndarray: # of bool, True for the validation set
-    "A fifth of the texts, stratified; every class stays in the training set"
+    "A fifth of the rows, stratified; equal texts are on one side, every class stays in the training set"
     from sklearn.model_selection import train_test_split
+    times = Counter(texts)
     unique = {t: i for i, t in reversed([*enumerate(texts)])} # the first row of each text
     first, y = np.array(sorted(unique.values())), np.asarray(labels)
     strata = np.argsort(np.argsort(y[first], kind="stable"))*5//len(first) if regression else y[first]
     many = np.isin(strata, [s for s, n in Counter(strata.tolist()).items() if n > 1])
     if many.sum() < 10:
-        raise ValueError(f"{len(unique)} different texts are too few to hold some back; give validation= "
-                         "with a file to evaluate on")
+        alone = (~many).sum() if len(first) >= 10 else 0
+        why = f", of which {alone} are alone in their class (are the labels numbers?)," if alone else ""
+        raise ValueError(f"{len(unique)} different texts{why} are too few to hold some back; give "
+                         "validation= with a file to evaluate on")
     n = max(min(HELD, round(len(first)/5)), len({*strata[many]}))
     _, held = train_test_split(first[many], test_size=n, stratify=strata[many], random_state=0)
     held_texts = {texts[i] for i in held}
-    mask = np.array([t in held_texts for t in texts])
-    return mask if regression else mask & np.isin(y, y[~mask])
+    share = min(1/5, HELD/len(texts))
+    if abs(sum(times[t] for t in held_texts) - share*len(texts)) > max(1, share*len(texts)/10):
+        held_texts = balanced_texts(texts, first[many], strata[many], share) or held_texts
+    if not regression:
+        learnt = {*y[[t not in held_texts for t in texts]].tolist()}
+        held_texts -= {t for t, label in zip(texts, y.tolist()) if label not in learnt}
+    return np.array([t in held_texts for t in texts])
+
+def balanced_texts(
+    texts:list, first, strata, # all texts; a row of each text, and its stratum
+    share:float, # of the rows
+) -> set: # of texts
+    "Texts that together have a share of the rows of each stratum, where some texts have many rows"
+    times, held, left = Counter(texts), set(), 0
+    order = np.random.RandomState(0).permutation(len(first))
+    for stratum in np.unique(strata):
+        group = [texts[first[i]] for i in order if strata[i] == stratum]
+        left += share*sum(times[t] for t in group) # rows to hold back, with what earlier strata left over
+        for t in group:
+            if times[t] <= 2*left:
+                held.add(t)
+                left -= times[t]
+    return held
 
 # %% ../../nbs/data/03_text_files.ipynb #1addf87c
 def read_labelled(
     file:Path, options:dict, # of the task, with the label column and the text columns
-) -> tuple: # (texts, a list for each text column; labels, words or numbers; row numbers; class names or None)
+) -> tuple: # (texts, a list for each text column; labels; row numbers; class names or None)
     "The texts and labels of one file; ValueError with row and column for what is wrong in them"
-    columns, known = read_columns(file)
+    columns, known = read_columns(file, options.get("sep"), options.get("quote"))
     label, regression = options["label"], options.get("kind") == "regression"
     used = [*options["text"], label]
     for c in used:
         if c not in columns:
             bad_value(file.name, "column", c, columns)
-    columns, rows = complete_rows(file.name, columns, used, "missing" in options)
+    columns, rows = complete_rows(file.name, columns, used, options.get("missing"))
     if not rows:
         raise ValueError(f"{file.name}: no row has both a text and a label")
     check_texts(file.name, columns, options["text"], rows)
@@ -342,11 +623,16 @@ def read_splits(
 ) -> tuple: # (split -> (texts, labels), class names or None)
     "The training and validation set of a task, as lists"
     options, regression = parse_file_task(name)[1], "kind=regression" in name
-    texts, labels, rows, known = read_labelled(file, options)
+    texts, values, rows, known = read_labelled(file, options)
+    labels = values if regression or known else label_words(values, values)
     if regression and len({*labels}) < 2:
         raise ValueError(f"{file.name}: all {len(labels)} rows have {labels[0]:g} in column "
                          f"{options['label']!r}; there is nothing to predict. label= names another column")
     names = None if regression else class_names(file.name, options["label"], labels, rows, known)
+    alone = [w for w, times in Counter(labels).items() if times == 1] if names else []
+    if alone:
+        warnings.warn(f"{file.name}: {len(alone)} class(es) have one row, such as {alone[0][:40]!r}; a "
+                      "class of one row is hardly learnt, and no part of a validation set that is held back")
     ids = lambda words: words if names is None else [names.index(w) for w in words]
     if validation is None:
         try:
@@ -356,7 +642,8 @@ def read_splits(
         select = lambda values, mask: [v for v, m in zip(values, mask) if m]
         part = lambda mask: ([select(t, mask) for t in texts], select(ids(labels), mask))
         return dict(train=part(~held), validation=part(held)), names
-    held, held_labels, rows, _ = read_labelled(validation, options)
+    held, held_values, rows, held_known = read_labelled(validation, options)
+    held_labels = held_values if regression or held_known else label_words(held_values, values)
     new = [i for i, w in enumerate(held_labels) if w not in {*labels}] if names else []
     if new:
         raise ValueError(f"{validation.name}: row {rows[new[0]]} has {held_labels[new[0]][:40]!r} in column "
@@ -377,13 +664,13 @@ def read_unlabelled(
         raise ValueError(f"{file.name}: a .txt file holds one text a line, and this task reads two, "
                          f"{' and '.join(texts)}; give a .csv file with these columns")
     if ending == ".txt":
-        columns = {texts[0]: [line.rstrip("\r") for line in read_text(file).split("\n")]}
+        columns = {texts[0]: text_lines(read_text(file))}
     else:
-        columns, _ = read_columns(file)
+        columns, _ = read_columns(file, options.get("sep"), options.get("quote"))
     if absent := [c for c in texts if c not in columns]:
         raise ValueError(f"{file.name}: there is no column {absent[0]!r}, which holds the task's texts; the "
                          f"columns are {', '.join(map(repr, columns))}. Rename the one that holds the texts")
-    drop = "missing" in options or ending == ".txt" # a .txt file may have empty lines
+    drop = options.get("missing") or ("drop" if ending == ".txt" else None) # a .txt file may have empty lines
     columns, rows = complete_rows(file.name, columns, texts, drop)
     if not rows:
         raise ValueError(f"{file.name}: no row has a text; leave out unlabelled=, or add texts to it")
@@ -395,7 +682,7 @@ def read_rows_without_label(
     file:Path, options:dict, # of the task
 ) -> list: # of tuples of texts
     "The texts of a task's file that have no label"
-    columns, _ = read_columns(file)
+    columns, _ = read_columns(file, options.get("sep"), options.get("quote"))
     texts = {c: columns[c] for c in options["text"]}
     bare = [i for i, v in enumerate(columns[options["label"]])
             if is_missing(v) and not any(is_missing(t[i]) for t in texts.values())]
@@ -417,14 +704,6 @@ def read_transfer(
     return rows
 
 # %% ../../nbs/data/03_text_files.ipynb #c24775bd
-def find_file(path:str) -> Path:
-    "A file in the working directory or in the project; FileNotFoundError if it is in neither"
-    for folder in (Path.cwd(), root()):
-        if (folder/path).is_file():
-            return (folder/path).resolve()
-    raise FileNotFoundError(f"there is no file {path!r} in the working directory or in {root().name}/; "
-                            "give the whole path")
-
 def find_files(
     path:str, options:dict, # as from `parse_file_task`
 ) -> list: # of three paths; None for a file that the name does not have
@@ -461,16 +740,21 @@ def resolve_version(
     "As `resolve`, for files as they are at the moment"
     options, files = json.loads(options), [v and Path(v[0]) for v in versions]
     name = files[0].name
-    columns, known = read_columns(files[0])
+    columns, known = read_columns(files[0], options.get("sep"), options.get("quote"))
     for c in (*options.get("text", ()), *[options[k] for k in ["label"] if k in options]):
         if c not in columns:
             bad_value(name, "column", c, columns)
+    if not ("text" in options and "label" in options):
+        check_header(name, columns)
     texts, label = guess_columns(columns, tuple(options.get("text", ())), options.get("label"))
     if not texts or not label:
         raise ValueError(f"{name}: which column is the {'label' if texts else 'text'}? The columns are "
                          f"{', '.join(map(repr, columns))}; write file:{path}?text=...&label=... (does the "
                          "first line hold the names?)")
-    labels = [v for v in columns[label] if not is_missing(v)]
+    rows = [i for i, v in enumerate(columns[label], 1) if not is_missing(v, options.get("missing") != "keep")]
+    labels = [columns[label][i - 1] for i in rows]
+    if label not in known and "kind" not in options:
+        check_numeric(name, label, labels, rows)
     kind = options.get("kind") or ("classification" if label in known else guess_kind(labels))
     strings = [v for v in columns[texts[0]] if isinstance(v, str)]
     language = options.get("language") or ("english" if is_english(strings) else "other")
@@ -584,15 +868,50 @@ def own_task(
                 counts="combcomp.data.text_files:file_counts")
 
 # %% ../../nbs/data/03_text_files.ipynb #80e746de
+def uniform_columns(
+    table, # a pandas DataFrame
+    used, # (text columns, label column); () or None are guessed
+): # a DataFrame that parquet can hold
+    "A table without unused columns of mixed types, labels as text; ValueError for a text column of them"
+    import pyarrow
+    def mixed(values):
+        try:
+            pyarrow.array(values, from_pandas=True)
+        except (pyarrow.ArrowException, TypeError, OverflowError, UnicodeError):
+            return True
+    table = table.rename(columns=str)
+    columns = {c: [*table[c]] for c in table.columns if table[c].dtype == object}
+    bad = [c for c, values in columns.items() if mixed(values)]
+    if not bad:
+        return table
+    texts, label = guess_columns({c: [*table[c]] for c in table.columns}, *(used or ()))
+    for c in bad:
+        if c in texts:
+            i = next(i for i, v in enumerate(columns[c]) if not is_missing(v) and mixed([v, "a"]))
+            raise ValueError(f"own: row {i + 1} has {ascii(columns[c][i])[:40]} in column {c!r}, of type "
+                             f"{type(columns[c][i]).__name__}; expected a text in UTF-8: correct the value, "
+                             "or leave the row out")
+        if c == label:
+            for i, v in enumerate(columns[c]):
+                if v is not None and not np.isscalar(v) and not isinstance(v, (Decimal, date, time)):
+                    raise ValueError(f"own: row {i + 1} has {str(v)[:40]!r} in column {c!r}, a "
+                                     f"{type(v).__name__}; a label is one word or number")
+            table = table.assign(**{c: [None if is_missing(v) else str(v) for v in columns[c]]})
+        else:
+            table = table.drop(columns=c)
+    return table
+
 def save_parquet(
     data, # a `datasets.Dataset` or a pandas DataFrame
     name:str, # how the file name begins; a hash of the content follows
     outputs=None, # folder; None is the project's
+    used=None, # (text columns, label column) of a DataFrame; () or None are guessed
 ) -> str: # path of the file, relative to the project if inside it
     "Write a table to outputs/data; TypeError for anything else"
     from datasets import Dataset
     from pyarrow import parquet
     if type(data).__name__ == "DataFrame":
+        data = uniform_columns(data, used)
         data = Dataset.from_pandas(data, preserve_index=False)
     if not isinstance(data, Dataset):
         raise TypeError(f"own: a {type(data).__name__} cannot be a task; give a path, a datasets.Dataset or "
@@ -621,7 +940,8 @@ def own(
             if held := next((s for s in ("validation", "dev", "test") if s in data), None):
                 options["validation"] = save_parquet(data[held], f"{name}-{held}", outputs)
             data = data["train"]
-        data = save_parquet(data, name, outputs)
+        used = ((text,) if isinstance(text, str) else tuple(text or ()), label)
+        data = save_parquet(data, name, outputs, used)
     more = options.get("unlabelled")
     if more is not None and not isinstance(more, (str, Path)):
         options["unlabelled"] = save_parquet(more, f"{name}-unlabelled", outputs)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..basics import bad_value, check_size, hub, online, outputs_dir, read_json, rel_path
+from ..basics import bad_value, check_size, expanded, hub, online, outputs_dir, read_json, rel_path
 from ..spec import FAMILIES, portable, Run
 from ..models.encoders import from_hub, load_tokenizer, predict
 from ..models.tokenizers import check_case
@@ -35,7 +35,7 @@ def check_target(
     folder, # where a model is to be saved
 ) -> Path: # absolute
     "Check that a folder may be written; FileExistsError if it holds anything but an earlier saved model"
-    folder = Path(folder).absolute()
+    folder = expanded(folder).absolute()
     if folder.is_symlink() or folder.exists() and not folder.is_dir():
         raise FileExistsError(f"save_pretrained: {folder.name} is a file or a link; give a new folder")
     inside = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
@@ -269,7 +269,7 @@ def load(
 ) -> Loaded: # with predict, logits, model, tokenizer and row
     "A compressed model, ready to predict; the errors are in the table above"
     from huggingface_hub import snapshot_download
-    path, instead = Path(name), "give a folder that save_pretrained wrote"
+    path, instead = expanded(name), "give a folder that save_pretrained wrote"
     if path.exists():
         if revision is not None:
             bad_value("load", "revision", revision, f"None for a path on disk, and {rel_path(path)} is one")

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from transformers import BertConfig, BertForSequenceClassification
 
-from ..basics import atomic_bytes, bad_value, check_number, rel_path
+from ..basics import atomic_bytes, bad_value, check_number, expanded, rel_path
 from ..models.tokenizers import dump_tokenizer, parse_tokenizer
 from ..compress.quantization import QLinear
 from .codec import check_array, restore, smallest, streams
@@ -250,6 +250,7 @@ def open_packed(
     max_bytes:float=math.inf, # of its weights in memory, as float32
 ): # a `Packed`, for `with`
     "Open and check a packed file; `TooLarge`, or `CorruptFile` for all other errors, also of the block"
+    path = expanded(path)
     try:
         size = os.stat(path).st_size
         with safe_open(path, framework="numpy") as f:
@@ -299,7 +300,8 @@ def pack(
     info:dict|None=None, # anything JSON can hold, kept as it is
 ) -> dict: # as from `inspect`
     "Write a model to one file, each tensor in its smallest form; ValueError for a model that is not plain"
-    if not (folder := Path(path).resolve().parent).is_dir():
+    path = expanded(path)
+    if not (folder := path.resolve().parent).is_dir():
         raise FileNotFoundError(f"pack: the folder {rel_path(folder)} does not exist")
     config, records, arrays = check_plain(model), {}, {}
     for name, value in model.state_dict().items():

@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 from scipy.special import softmax
 
-from combcomp.basics import (
-    bad_value, check_number, check_size, file_hash, file_hashes, json_hash, read_json, rel_path,
-)
+from ..basics import (
+    bad_value, check_number, check_size, expanded, file_hash, file_hashes, json_hash, read_json, rel_path)
 from ..spec import portable
 from ..models.encoders import by_length
 from ..data.tasks import majority, metrics, score, task_of
@@ -419,6 +418,7 @@ def load_exported(
     "Load an exported model"
     if threads is not None:
         threads = check_number("load_exported", "threads", threads, int, 1, 4096)
+    folder = expanded(folder)
     about = load_about(folder)
     if shape is not None:
         if not (isinstance(shape, (tuple, list)) and len(shape) == 2):
@@ -572,7 +572,7 @@ def export(
     max_length = check_number("export", "max_length", max_length, int, 3, positions)
     trained = reads["max_length"] or max_length
     require("onnxruntime" if runtime == "onnx" else runtime)
-    folder = Path(folder).absolute()
+    folder = expanded(folder).absolute()
     if folder.is_file() or folder.is_dir() and any(folder.iterdir()) and not (folder/ABOUT).is_file():
         raise FileExistsError(f"export: {rel_path(folder)} exists and is not an earlier export; "
                               "give the name of a new folder")

@@ -9,7 +9,7 @@ __all__ = ['SUITES', 'runs', 'configurations', 'numbers', 'study']
 import itertools
 
 from ..basics import bad_value, check_number, split_list
-from ..spec import FAMILIES, GLUE, Run, SUBSETS, WORDNET, limits_of, with_options
+from ..spec import FAMILIES, GLUE, Run, SUBSETS, WORDNET, limits_of, split_tasks, with_options
 
 # %% ../../nbs/study/00_plan.ipynb #093e2972
 def runs(
@@ -66,7 +66,7 @@ def study(
     which = numbers("seeds", seeds, int)
     if len(which) < 2:
         which = range(check_number("study", "seeds", which[0] if which else "", int, 1, 10**6))
-    chosen = split_list(tasks, every_task)
+    chosen = split_tasks(tasks, every_task)
     limit = limits_of(limits, chosen)
     return [run for task in chosen
             for run in runs(split_list(sizes, every_size), [task], combinations, which, family,
