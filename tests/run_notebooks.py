@@ -29,7 +29,7 @@ def in_order():
 
 
 def main():
-    paths, config = in_order(), get_config(cfg_path=ROOT)
+    paths, config = in_order(), get_config(path=ROOT)
     with working_directory(ROOT / "nbs"):
         results = parallel(
             test_nb, paths, n_workers=2, skip_flags=config.tst_flags.split(), basepath=ROOT, do_print=False
