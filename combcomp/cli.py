@@ -7,9 +7,9 @@ __all__ = ['CODES', 'RUN', 'GRID', 'STUDY', 'SMALLEST', 'COMMANDS', 'METAVARS', 
            'as_failure', 'run_and_compare', 'conclusion', 'run_command', 'records', 'score_table', 'print_or_exit',
            'grid_command', 'find_model', 'check_free', 'load_checkpoint', 'origin', 'pack_command', 'Opened',
            'find_tokenizer', 'open_model', 'unpack_command', 'validation_set', 'describe_export', 'export_command',
-           'format_table', 'Study', 'pick_study', 'recommend_command', 'smallest_command', 'sizes_command', 'Command',
-           'add_option', 'Parser', 'parser', 'parse', 'as_options', 'report_error', 'print_warning', 'execute',
-           'flush_output', 'main']
+           'open_classifier', 'read_inputs', 'predict_command', 'format_table', 'Study', 'pick_study',
+           'recommend_command', 'smallest_command', 'sizes_command', 'Command', 'add_option', 'Parser', 'parser',
+           'parse', 'as_options', 'report_error', 'print_warning', 'execute', 'flush_output', 'main']
 
 # %% ../nbs/cli.ipynb #58d2c511
 import argparse, json, os, re, sys, tempfile, traceback, warnings
@@ -400,6 +400,90 @@ def export_command(
         exported = export(model, folder, runtime, found, name, data, max_length)
     return Answer(exported, describe_export(folder, exported))
 
+# %% ../nbs/cli.ipynb #5ea10005
+def open_classifier(
+    name:str, # a folder of `export` or of `save_pretrained`, a packed file, or a run's id
+    outputs=None, # folder
+): # with `predict` and `about`
+    "A model that answers texts; ValueError if there is none of that name"
+    path = expanded(name)
+    with as_failure(): # a damaged file
+        if (path/"export.json").is_file():
+            from combcomp.ship.runtimes import load_exported
+            return load_exported(path)
+        if path.is_dir():
+            from combcomp.share.hub import load
+            return load(path)
+    from combcomp.share.hub import Loaded
+    opened = open_model(name, outputs)
+    tokenizer = find_tokenizer(opened)
+    if tokenizer is None:
+        raise ValueError(f"predict: {name} names no tokenizer; give a folder that save_pretrained or export "
+                         "wrote")
+    return Loaded(opened.model, tokenizer, opened.row)
+
+def read_inputs(
+    file:Path, about:dict, # of the model
+    text:str="", # columns, with a comma between two; empty finds them
+) -> tuple: # (columns of the file, names of the text columns)
+    "The texts of a file that a model is to answer; ValueError for a file without them"
+    from combcomp.data.text_files import (
+        check_texts, complete_rows, guess_texts, read_columns, read_unlabelled,
+    )
+    from combcomp.spec import parse_file_task
+    if file.suffix.lower() == ".txt":
+        return dict(text=[t for t, in read_unlabelled(file, dict(text=("text",)))]), ["text"]
+    columns, _ = read_columns(file)
+    task, wanted = str(about.get("task")), 2 if about.get("pairs") else 1
+    trained = parse_file_task(task)[1].get("text", ()) if task.startswith("file:") else ()
+    names = [n.strip() for n in text.split(",")] if text else [*trained]
+    if not text and not {*names} <= {*columns} or not names:
+        names = [*guess_texts(columns, None)]
+    for name in names:
+        if name not in columns:
+            bad_value(file.name, "column", name, columns)
+    if len(names) != wanted:
+        raise ValueError(f"{file.name}: the model reads {wanted} text(s) a row, and {len(names)} column(s) "
+                         f"were found: {', '.join(names) or 'none'}; name them with text=")
+    _, rows = complete_rows(file.name, columns, names, None)
+    check_texts(file.name, columns, names, rows)
+    return columns, names
+
+def predict_command(
+    model:str, # a folder of export or of save_pretrained, a packed file, a run's id or its unique beginning
+    file:str, # texts: CSV, JSON lines, parquet, or .txt with one a line
+    out:str="", # the CSV file to write; empty prints it
+    text:str="", # the text column, or two with a comma between them; empty finds them
+    batch_size:int=32, # texts at a time
+    force:bool=False, # overwrite the file
+    outputs:str=None, # folder of rows, models and caches; None is outputs/ of this project
+) -> Answer:
+    "Label the texts of a file: its columns with predicted and, for classes, probability"
+    path = check_free(out, force) if out else None
+    place = expanded(file)
+    if not place.is_file():
+        raise FileNotFoundError(f"there is no file {file!r}")
+    classifier = open_classifier(model, outputs)
+    columns, names = read_inputs(place, classifier.about, text)
+    texts = columns[names[0]] if len(names) == 1 else [*zip(*(columns[n] for n in names))]
+    import pandas as pd
+    from tqdm import tqdm
+    answers, size = [], 32*batch_size
+    with tqdm(total=len(texts), unit=" texts", disable=not sys.stderr.isatty()) as bar:
+        for i in range(0, len(texts), size):
+            answers += classifier.predict(texts[i:i + size], batch_size)
+            bar.update(len(texts[i:i + size]))
+    classes = classifier.about["labels"] is not None
+    found = dict(predicted=[a["label"] if classes else round(a["score"], 6) for a in answers])
+    if classes:
+        found["probability"] = [round(a["score"], 6) for a in answers]
+    table = pd.DataFrame({k: v for k, v in columns.items() if k not in found} | found)
+    written = table.to_csv(index=False)
+    if path is None:
+        return Answer(records(table), written.rstrip("\n"))
+    atomic_bytes(path, written.encode())
+    return Answer(dict(file=rel_path(path), texts=len(table)), f"{rel_path(path)}  {len(table):,} texts")
+
 # %% ../nbs/cli.ipynb #0853fc70
 def format_table(
     table, # a DataFrame
@@ -479,14 +563,15 @@ def smallest_command(
     limit:int=None, # training examples used; None is all
     seeds:int=1, # with which the best is confirmed on the validation set
     workers:int=1, # processes on this machine, each with its share of the cores
-    copy:str="", # where to copy the packed model; empty leaves it in the outputs folder
-    force:bool=False, # overwrite that file
+    out:str="", # the file to write; empty leaves the model in the outputs folder
+    force:bool=False, # overwrite it
     outputs:str=None, # folder of rows, models and caches; None is outputs/ of this project
 ) -> Answer:
     "Search for the smallest model that keeps the score of the largest; it resumes"
-    path = check_free(copy, force) if copy else None
+    path = check_free(out, force) if out else None
     if path and not path.absolute().parent.is_dir():
-        raise ValueError(f"the folder of {rel_path(path)} does not exist; make it, or give another copy=")
+        raise ValueError(f"the folder of {rel_path(path)} does not exist; make it, or give another name "
+                         "with -o")
     from combcomp.study.runner import hush
     from combcomp.study.search import smallest
     from combcomp.study.sweep import GridFailed
@@ -498,7 +583,7 @@ def smallest_command(
     text = f"{format_table(found.savings)}\n\n{found}"
     if path:
         atomic_bytes(path, found.file.read_bytes())
-        text += f"\ncopied to {rel_path(path)}"
+        text += f"\nwritten to {rel_path(path)}"
     best = records(found.confirmed)[found.confirmed["missed"].idxmin()]
     return Answer(best | dict(file=rel_path(path or found.file)), text, 0 if found.fits else 3)
 
@@ -535,12 +620,15 @@ COMMANDS = dict(
     export=Command(export_command, options(export_command), (
         "combcomp export 3fa1 -o shipped --runtime onnx",
         "combcomp export small.safetensors -o shipped --task accept --tokenizer plain")),
+    predict=Command(predict_command, options(predict_command), (
+        "combcomp predict shipped new.csv -o labelled.csv",
+        "combcomp predict 3fa1 questions.txt")),
     recommend=Command(recommend_command, options(recommend_command), (
         "combcomp recommend --megabytes 14",
         "combcomp recommend --score 75 --tasks supersense",
         "combcomp recommend --megabytes 20 --tasks file:reviews.csv")),
     smallest=Command(smallest_command, SMALLEST, (
-        "combcomp smallest --task file:reviews.csv --within 0.5 --copy small.safetensors",
+        "combcomp smallest --task file:reviews.csv --within 0.5 -o small.safetensors",
         "combcomp smallest --limit 1000 --sizes l2,l1 --megabytes 4 --workers 2")),
     sizes=Command(sizes_command, options(sizes_command), ("combcomp sizes --family bert",)),
 )
@@ -558,7 +646,9 @@ def add_option(
         return None if default is None and text == "None" else kind(text)
     read.__name__ = kind.__name__ # argparse names it in its message
     if name == "out":
-        parser.add_argument("-o", "--out", metavar="PATH", help=help, required=True)
+        required = default is Parameter.empty
+        parser.add_argument("-o", "--out", metavar="PATH", help=help, required=required,
+                            default=None if required else default)
     elif default is Parameter.empty:
         parser.add_argument(name, metavar=name.upper(), help=help)
     elif kind is bool:

@@ -17,8 +17,8 @@ __all__ = ['GLUE', 'WORDNET', 'FAMILIES', 'NOT_CLEAN', 'METHODS', 'QUANTIZE', 'S
            'IN_PATH', 'FILE_TASKS', 'RECIPES', 'RECIPE', 'SCHEMA', 'BUILT_IN', 'changes', 'MethodInfo', 'register',
            'unregister', 'info_of', 'KD', 'MP', 'Quantization', 'QAT', 'PTQ', 'Vocab', 'method_name', 'parse',
            'canonical', 'subsets', 'subset_of', 'table_order', 'with_options', 'Task', 'register_task', 'check_option',
-           'parse_file_task', 'file_task', 'check_task', 'full_task_name', 'task_title', 'last_part', 'portable',
-           'Recipe', 'recipe_of', 'canonical_recipe', 'Combination', 'Run', 'typed_value', 'teacher_run',
+           'decoded_path', 'parse_file_task', 'file_task', 'check_task', 'full_task_name', 'task_title', 'last_part',
+           'portable', 'Recipe', 'recipe_of', 'canonical_recipe', 'Combination', 'Run', 'typed_value', 'teacher_run',
            'learning_rate', 'recipe_epochs', 'resolve_task', 'is_file_task', 'split_tasks', 'task_names', 'limits_of',
            'describe_registry', 'restore_registry']
 
@@ -476,6 +476,11 @@ def check_option(
         bad_value("file task", name, value, OPTIONS[name] or "the name of a column or file")
     return {v: k for k, v in SEPARATORS.items()}.get(value, value) if name == "sep" else value
 
+def decoded_path(path:str) -> str:
+    "A path as it is on disk, from the name of a task"
+    characters = {code: c for c, code in IN_PATH.items()} | {"%25": "%"}
+    return re.sub("%(2C|3F|23|25(?=2C|3F|23|25))", lambda m: characters[m[0]], path)
+
 def parse_file_task(
     task:str, # file:<path>?<options>#<digest>
 ) -> tuple: # (path, option -> value, with a list for text, digest or None)
@@ -494,9 +499,7 @@ def parse_file_task(
         raise ValueError(f"file task: {task[:80]!r} has {repeated[0]} too often; text may occur twice, the "
                          "rest once")
     options = {k: v if k == "text" else v[0] for k, v in options.items()}
-    characters = {code: c for c, code in IN_PATH.items()} | {"%25": "%"}
-    path = re.sub("%(2C|3F|23|25(?=2C|3F|23|25))", lambda m: characters[m[0]], m["path"])
-    return path, options, m["digest"]
+    return decoded_path(m["path"]), options, m["digest"]
 
 def file_task(
     path, options:dict, digest:str|None=None, # as from `parse_file_task`; options that are None are left out
@@ -534,7 +537,7 @@ def full_task_name(
 
 def task_title(task:str) -> str: # of a file: without folder and columns
     "The name of a task for people to read"
-    return parse_file_task(portable(task))[0] if task.startswith("file:") else task
+    return decoded_path(re.split("[?#]", portable(task).removeprefix("file:"))[0])
 
 def last_part(path:str) -> str:
     "The last part of a path, also of one from Windows or in the options of a file task"

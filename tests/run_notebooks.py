@@ -4,8 +4,7 @@ tour, which takes longest, would be last and alone.
     python tests/run_notebooks.py    # all but those that check_sync.py executes
 """
 
-import sys
-from pathlib import Path
+import sys, warnings
 
 from check_sync import REMADE, ROOT
 from fastcore.parallel import parallel
@@ -28,11 +27,17 @@ def in_order():
     return [nbs / f"{n}.ipynb" for n in first + sorted(names - {*first})]
 
 
+def run(path, **options):
+    "Whether a notebook passes, and its seconds; what it ignores, the next one in this process does not"
+    with warnings.catch_warnings():
+        return test_nb(path, **options)
+
+
 def main():
     paths, config = in_order(), get_config(path=ROOT)
     with working_directory(ROOT / "nbs"):
         results = parallel(
-            test_nb, paths, n_workers=2, skip_flags=config.tst_flags.split(), basepath=ROOT, do_print=False
+            run, paths, n_workers=2, skip_flags=config.tst_flags.split(), basepath=ROOT, do_print=False
         )
     for path, (passed, seconds) in sorted(zip(paths, results), key=lambda r: -r[1][1]):
         if seconds >= 5 or not passed:

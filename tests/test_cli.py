@@ -616,3 +616,45 @@ def test_ctrl_c_ends_in_130_and_the_same_command_goes_on(out):
         and "stage 1 of 2" not in text
         and read_row(cfg.id, out)["methods"] == "mp > qat"
     )
+
+
+# Labels for a file of texts
+
+
+def test_predict_labels_a_file(made, tmp_path):
+    "By the id of a run, a packed file, a saved folder and an export; the same labels"
+    out, texts = made[0], ["a small dog barks", "was runs dog the", "he ran, and she walked"]
+    (tmp_path / "new.csv").write_text("page,text\n" + "".join(f'{i},"{t}"\n' for i, t in enumerate(texts)))
+    (tmp_path / "new.txt").write_text("\n".join(texts))
+    code, text, err = do(f"predict {QAT.id}", tmp_path / "new.csv", "--outputs", out)
+    assert code == 0, err
+    lines = text.splitlines()
+    assert lines[0] == "page,text,predicted,probability" and len(lines) == 4
+    exported = do(f"export {QAT.id} --task none -o", tmp_path / "onnx", "--runtime", "onnx", "--outputs", out)
+    assert exported[0] == 0, exported[2]
+    labels = [line.split(",")[-2] for line in lines[1:]]
+    for model in (QAT.id[:9], out / "models" / f"{QAT.id}.safetensors", tmp_path / "onnx"):
+        file = tmp_path / f"{len(str(model))}.csv"
+        code, text, err = do("predict", model, tmp_path / "new.txt", "-o", file, "--outputs", out)
+        assert code == 0 and "3 texts" in text, err
+        assert [line.split(",")[-2] for line in file.read_text().splitlines()[1:]] == labels
+    rows = json.loads(do(f"predict {QAT.id} --json", tmp_path / "new.csv", "--outputs", out)[1])
+    assert [r["predicted"] for r in rows] == labels and all(0.5 <= r["probability"] <= 1 for r in rows)
+
+
+def test_predict_says_what_is_wrong_with_a_file(made, tmp_path):
+    out = made[0]
+    (tmp_path / "gap.csv").write_text("text,page\nfirst one,1\n,2\n")
+    (tmp_path / "numbers.csv").write_text("a,b\n1,2\n3,4\n")
+    for name, words, why in (
+        ("gap.csv", [], "row 2 has nothing in column 'text'"),
+        ("numbers.csv", [], "name them with --text"),
+        ("gap.csv", ["--text", "txt"], "did you mean 'text'"),
+        ("gap.csv", ["--text", "text,page"], "reads 1 text"),
+        ("none.csv", [], "there is no file"),
+        ("gap.csv", ["-o", str(tmp_path / "numbers.csv")], "exists"),
+    ):
+        code, text, err = do(f"predict {QAT.id}", tmp_path / name, "--outputs", out, *words)
+        assert code == 2 and why in err and not text, err
+    code, _, err = do("predict nowhere", tmp_path / "gap.csv", "--outputs", out)
+    assert code == 2 and "'nowhere' is not a file" in err

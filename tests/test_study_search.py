@@ -112,9 +112,9 @@ def test_a_budget_that_nothing_keeps(place, found, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "nothing fits" in out and "nearest is l1" in out
     small = tmp_path / "small.safetensors"
-    assert cli.main([*words, "--within", "20", "--copy", str(small)]) == 0
+    assert cli.main([*words, "--within", "20", "-o", str(small)]) == 0
     assert inspect(small)["bytes"] == found.file.stat().st_size
-    assert cli.main([*words, "--within", "20", "--copy", str(small)]) == 2  # it exists
+    assert cli.main([*words, "--within", "20", "-o", str(small)]) == 2  # it exists
     assert "force" in capsys.readouterr().err
 
 
