@@ -46,4 +46,6 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    import run_notebooks  # a notebook takes the place of __main__ in a process, which must find `run` afterwards
+
+    run_notebooks.main()
