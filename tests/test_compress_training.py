@@ -117,15 +117,16 @@ def test_query_key_and_value_share_one_observer():
     assert len(calls) == 1
 
 
-def test_no_whole_table_is_rounded_in_a_step(monkeypatch):
+@pytest.mark.parametrize("methods", ("qat", "qat(step=0.8)"))
+def test_no_whole_table_is_rounded_in_a_step(monkeypatch, methods):
     model = student()
-    (quantize,) = build(parse("qat")[0])
+    (quantize,) = build(parse(methods)[0])
     quantize.prepare(model)
     seen, follow = [], combcomp.compress.quantization.straight_through
     monkeypatch.setattr(
         combcomp.compress.quantization,
         "straight_through",
-        lambda w, bits: (seen.append(w.shape[0]), follow(w, bits))[1],
+        lambda w, *args: (seen.append(w.shape[0]), follow(w, *args))[1],
     )
     model.train()(input_ids=torch.tensor([[101, 2023, 102]])).logits.sum().backward()
     assert len(seen) == 8 + 3 and max(seen) <= 1536  # the widest linear layer; the table has 30,522 rows
