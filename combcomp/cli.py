@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 from fastcore.docments import docments
+from tqdm import tqdm
 
 import combcomp
 from .basics import atomic_bytes, bad_value, expanded, outputs_dir, rel_path
-from .spec import KD, METHODS, NOT_CLEAN, Run, resolve_task, teacher_run
+from .spec import KD, METHODS, NOT_CLEAN, Run, parse_file_task, resolve_task, teacher_run
 from .study.plan import study
 
 # %% ../nbs/cli.ipynb #cbb732ae
@@ -406,10 +407,10 @@ def open_classifier(
     outputs=None, # folder
 ): # with `predict` and `about`
     "A model that answers texts; ValueError if there is none of that name"
+    from combcomp.ship.runtimes import ABOUT, load_exported
     path = expanded(name)
     with as_failure(): # a damaged file
-        if (path/"export.json").is_file():
-            from combcomp.ship.runtimes import load_exported
+        if (path/ABOUT).is_file():
             return load_exported(path)
         if path.is_dir():
             from combcomp.share.hub import load
@@ -430,7 +431,6 @@ def read_inputs(
     from combcomp.data.text_files import (
         check_texts, complete_rows, guess_texts, read_columns, read_unlabelled,
     )
-    from combcomp.spec import parse_file_task
     if file.suffix.lower() == ".txt":
         return dict(text=[t for t, in read_unlabelled(file, dict(text=("text",)))]), ["text"]
     columns, _ = read_columns(file)
@@ -467,7 +467,6 @@ def predict_command(
     columns, names = read_inputs(place, classifier.about, text)
     texts = columns[names[0]] if len(names) == 1 else [*zip(*(columns[n] for n in names))]
     import pandas as pd
-    from tqdm import tqdm
     answers, size = [], 32*batch_size
     with tqdm(total=len(texts), unit=" texts", disable=not sys.stderr.isatty()) as bar:
         for i in range(0, len(texts), size):
@@ -584,7 +583,7 @@ def smallest_command(
     if path:
         atomic_bytes(path, found.file.read_bytes())
         text += f"\nwritten to {rel_path(path)}"
-    best = records(found.confirmed)[found.confirmed["missed"].idxmin()]
+    best = records(found.confirmed)[found.best.name]
     return Answer(best | dict(file=rel_path(path or found.file)), text, 0 if found.fits else 3)
 
 SMALLEST = options(smallest_command)

@@ -14,13 +14,13 @@ from .basics import bad_value, check_fields, find_file, import_object, import_pa
 
 # %% auto #0
 __all__ = ['GLUE', 'WORDNET', 'FAMILIES', 'NOT_CLEAN', 'METHODS', 'QUANTIZE', 'SUBSETS', 'TASKS', 'FILE', 'SEPARATORS', 'OPTIONS',
-           'IN_PATH', 'FILE_TASKS', 'RECIPES', 'RECIPE', 'SCHEMA', 'BUILT_IN', 'changes', 'MethodInfo', 'register',
-           'unregister', 'info_of', 'KD', 'MP', 'Quantization', 'QAT', 'PTQ', 'Vocab', 'method_name', 'parse',
-           'canonical', 'subsets', 'subset_of', 'table_order', 'with_options', 'Task', 'register_task', 'check_option',
-           'decoded_path', 'parse_file_task', 'file_task', 'check_task', 'full_task_name', 'task_title', 'last_part',
-           'portable', 'Recipe', 'recipe_of', 'canonical_recipe', 'Combination', 'Run', 'typed_value', 'teacher_run',
-           'learning_rate', 'recipe_epochs', 'resolve_task', 'is_file_task', 'split_tasks', 'task_names', 'limits_of',
-           'describe_registry', 'restore_registry']
+           'IN_PATH', 'FILE_TASKS', 'RECIPES', 'RECIPE', 'SCHEMA', 'BUILT_IN', 'family_sizes', 'changes', 'MethodInfo',
+           'register', 'unregister', 'info_of', 'KD', 'MP', 'Quantization', 'QAT', 'PTQ', 'Vocab', 'method_name',
+           'parse', 'canonical', 'subsets', 'subset_of', 'table_order', 'with_options', 'Task', 'register_task',
+           'check_option', 'decoded_path', 'parse_file_task', 'file_task', 'check_task', 'full_task_name', 'task_title',
+           'last_part', 'portable', 'Recipe', 'recipe_of', 'canonical_recipe', 'Combination', 'Run', 'typed_value',
+           'teacher_run', 'learning_rate', 'recipe_epochs', 'resolve_task', 'is_file_task', 'split_tasks', 'task_names',
+           'limits_of', 'describe_registry', 'restore_registry']
 
 # %% ../nbs/spec.ipynb #f17cac26
 GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte") # by hub name, nyu-mll/glue
@@ -29,6 +29,12 @@ FAMILIES = dict(bert=("large", "base", "medium", "small", "mini", "tiny"), # lar
                 minilm=("l6", "l4", "l3", "l2", "l1"),
                 e5=("l12", "l8", "l6", "l4", "l2", "l1"))
 NOT_CLEAN = dict.fromkeys(("minilm", "e5"), ("mnli", "qqp", "qnli")) # tasks that were in their pretraining
+
+def family_sizes(
+    family:str, # as in `Run`
+) -> tuple: # of names, the teacher's first
+    "The sizes of a family; an encoder by hub name or folder has `full`, and l<k> as in `Run`"
+    return FAMILIES.get(family, ("full",))
 
 # %% ../nbs/spec.ipynb #8e1577a6
 def changes(
@@ -734,9 +740,8 @@ Run.id = property(_id, doc="Content hash of the run, the same in every process a
 def teacher_run(run:Run) -> Run: # the run whose model teaches `run`
     "The family's largest model, uncompressed, on the same task, with seed 0 and at least the recipe's epochs"
     epochs = None if run.epochs is None or run.epochs <= recipe_of(run.recipe).epochs else run.epochs
-    size = FAMILIES.get(run.family, ("full",))[0]
-    return replace(run, size=size, methods="", seed=0, lr=None, teacher="", epochs=epochs,
-                   recipe=canonical_recipe(run.recipe, steps=1.0))
+    return replace(run, size=family_sizes(run.family)[0], methods="", seed=0, lr=None, teacher="",
+                   epochs=epochs, recipe=canonical_recipe(run.recipe, steps=1.0))
 
 # %% ../nbs/spec.ipynb #7a18f96a
 def learning_rate(

@@ -10,7 +10,9 @@ from pathlib import Path
 import pandas as pd
 
 from ..basics import bad_value
-from ..spec import FAMILIES, NOT_CLEAN, TASKS, info_of, last_part, parse, portable, Run, task_title
+from combcomp.spec import (
+    FAMILIES, family_sizes, NOT_CLEAN, TASKS, info_of, last_part, parse, portable, Run, task_title,
+)
 from ..models.encoders import source
 from ..study.store import latency_lines, load_results, markdown, TRAINING
 from ..study.reductions import interval, KEYS
@@ -317,7 +319,7 @@ def card(
     license = one_line(license or "") or LICENCES.get(row["family"])
     scores, task, teacher = score_table(row, table, outputs, draws), row["task"], ""
     if row.get("teacher_score"):
-        teacher = row["teacher"] or FAMILIES.get(row["family"], ["full"])[0]
+        teacher = row["teacher"] or family_sizes(row["family"])[0]
         teacher = f"Its teacher: {code_span(teacher)}, score {row['teacher_score']:.1f}."
     clean = task not in NOT_CLEAN.get(row["family"], ())
     names = dict(id="run", commit="commit", python="Python", device="on", started="started")

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['LOW', 'SPACE', 'ROUNDS', 'KEPT', 'TRIED', 'SHAPES', 'Goal', 'candidates', 'missed', 'in_order', 'Search', 'halve',
-           'in_words', 'difference', 'confirm', 'float_megabytes', 'savings', 'Found', 'smallest', 'search_figure']
+           'in_words', 'difference', 'confirm', 'float_megabytes', 'savings', 'best_of', 'Found', 'smallest',
+           'search_figure']
 
 # %% ../../nbs/study/12_search.ipynb #5ea00003
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,13 +18,14 @@ import pandas as pd
 
 from ..basics import check_fields, check_number, rel_path
 from combcomp.spec import (
-    FAMILIES, RECIPE, Run, canonical, canonical_recipe, resolve_task, task_title, teacher_run,
+    RECIPE, Run, canonical, canonical_recipe, family_sizes, full_task_name, task_title,
 )
 from ..ship.packed_file import inspect, skeleton
 from .bootstrap import bootstrap_scores
-from .reductions import interval
+from .reductions import KEYS, interval
 from .figures import HALO, set_size_axis
 from .runner import model_file
+from .store import read_row
 from .sweep import GridFailed, grid
 
 # %% ../../nbs/study/12_search.ipynb #5ea00006
@@ -39,6 +41,11 @@ class Goal:
         for name in ("megabytes", "milliseconds"):
             if getattr(self, name) is not None:
                 check_fields(self, **{name: (float, 0, 1e6, "(")})
+
+    @property
+    def measure(self) -> tuple: # as for `grid`
+        "What is measured of every run beside its score and size"
+        return ("speed",) if self.milliseconds is not None else ()
 
     @property
     def limits(self) -> dict: # column of a row -> its largest value
@@ -58,9 +65,9 @@ def candidates(
 ) -> list: # of (size, methods)
     "Every size with every combination"
     named = [s.strip() for s in sizes.split(",") if s.strip()]
-    every = FAMILIES.get(family, ("full",))
+    every = family_sizes(family) if named in ([], ["all"]) else named
     texts = [m for m in methods.split(";") if m.strip()] or SPACE
-    return [(size, canonical(m)) for size in (every if named in ([], ["all"]) else named) for m in texts]
+    return [(size, canonical(m)) for size in every for m in texts]
 
 # %% ../../nbs/study/12_search.ipynb #5ea00012
 def missed(
@@ -106,8 +113,7 @@ class Search:
 
     def reference(self, split:str="heldout", seed:int=0) -> Run:
         "The run that a candidate is compared with: the family's largest model, uncompressed"
-        return replace(teacher_run(self.run("l1" if self.family not in FAMILIES else
-                                            FAMILIES[self.family][-1], "", split=split)), seed=seed)
+        return self.run(family_sizes(self.family)[0], "", split=split, seed=seed)
 
 # %% ../../nbs/study/12_search.ipynb #5ea00017
 def halve(
@@ -115,8 +121,8 @@ def halve(
     outputs=None, workers:int=1, log=print, # as for `grid`
 ): # a DataFrame of all rows with `share` and `missed`; the last round is first, and in order
     "Train candidates for longer and longer, and fewer and fewer of them"
-    measure = ("speed",) if search.goal.milliseconds else ()
-    make = lambda todo, check: grid(todo, outputs, workers=workers, log=log, measure=measure, check=check)
+    make = lambda todo, check: grid(todo, outputs, workers=workers, log=log, measure=search.goal.measure,
+                                    check=check)
     reference = make([search.reference()], check=True)["score"].item()
     log(f"{search.reference().size} without compression has {reference:.1f} on held-out texts; "
         f"wanted is {reference - search.goal.within:.1f}", flush=True)
@@ -147,26 +153,25 @@ def difference(
     outputs=None, # folder of their predictions
 ) -> dict: # difference in points, lower, upper
     "Mean score of a configuration minus that of a reference, with a 95% interval"
-    key = lambda row: tuple(row[k] for k in ("family", "task", "size", "methods"))
-    first, last = key(rows.iloc[0]), key(rows.iloc[-1])
-    means = rows.groupby(["family", "task", "size", "methods"])["score"].mean()
+    first, last = tuple(rows[KEYS].iloc[0]), tuple(rows[KEYS].iloc[-1])
+    means = rows.groupby(KEYS)["score"].mean()
     try:
         draws = bootstrap_scores(rows, outputs)
-        lower, upper = interval((draws.loc[last] - draws.loc[first]).to_numpy()[:, None])
+        lower, upper = interval((draws.loc[last] - draws.loc[first]).to_numpy())
     except ValueError: # a metric that cannot be resampled
-        lower = upper = [math.nan]
-    return dict(difference=means[last] - means[first], lower=float(lower[0]), upper=float(upper[0]))
+        lower = upper = math.nan
+    return dict(difference=means[last] - means[first], lower=float(lower), upper=float(upper))
 
 def confirm(
     search:Search, ordered, # rows of the last round, in order
     outputs=None, workers:int=1, log=print, # as for `grid`
 ): # a DataFrame: a row per candidate that was tried, with difference, lower, upper, missed
     "Compare candidates with the reference on the validation set, until one reaches what is wanted"
-    measure, tried = ("speed",) if search.goal.milliseconds else (), []
+    tried = []
     for size, methods in zip(ordered["size"], ordered["methods"]):
         todo = [search.reference("validation", seed) for seed in range(search.seeds)]
         todo += [search.run(size, methods, split="validation", seed=seed) for seed in range(search.seeds)]
-        rows = grid(todo, outputs, workers=workers, log=log, measure=measure)
+        rows = grid(todo, outputs, workers=workers, log=log, measure=search.goal.measure)
         found = difference(rows, outputs)
         row = rows.iloc[-1:].assign(**found, score=rows["score"][search.seeds:].mean(),
                                     reference=rows["score"][:search.seeds].mean())
@@ -208,6 +213,12 @@ def savings(
     return table.assign(factor=table["megabytes"].shift(1)/table["megabytes"])
 
 # %% ../../nbs/study/12_search.ipynb #5ea00024
+def best_of(
+    confirmed, # rows of `confirm`
+): # a row
+    "The first that fits, else the one that misses by least"
+    return confirmed.loc[confirmed["missed"].idxmin()]
+
 @dataclass(frozen=True)
 class Found:
     "What a search found"
@@ -226,7 +237,7 @@ class Found:
     @property
     def best(self): # a row of `confirmed`
         "The first that fits, else the one that misses by least"
-        return self.confirmed.loc[self.confirmed["missed"].idxmin()]
+        return best_of(self.confirmed)
 
     def __str__(self):
         goal, best = self.search.goal, self.best
@@ -255,16 +266,14 @@ def smallest(
 ) -> Found:
     "The smallest model of a task that keeps the score of the family's largest one, and the budgets"
     check_number("smallest", "seeds", seeds, int, 1, 100)
-    run = resolve_task(Run(family=family, size=FAMILIES.get(family, ("full",))[0], task=task, limit=limit))
-    search = Search(run.task, Goal(within, megabytes, milliseconds), family, limit, seeds)
+    search = Search(full_task_name(task), Goal(within, megabytes, milliseconds), family, limit, seeds)
     todo = candidates(family, sizes, methods)
     for size, combination in todo:
         search.run(size, combination) # ValueError for what cannot be, before anything is trained
     tried = halve(search, todo, outputs, workers, log)
     last = tried[tried["share"] == tried["share"].max()].head(TRIED)
     confirmed = confirm(search, last, outputs, workers, log)
-    best = confirmed.loc[confirmed["missed"].idxmin()]
-    reference = grid([search.reference()], outputs, log=lambda *a, **k: None).iloc[0].to_dict()
+    best, reference = best_of(confirmed), read_row(search.reference().id, outputs)
     files = [model_file(r, outputs) for r in (search.reference("validation"),
              search.run(best["size"], best["methods"], split="validation", seed=search.seeds - 1))]
     return Found(search, reference, tried, confirmed, savings(*files), files[1])
