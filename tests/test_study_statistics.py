@@ -353,11 +353,11 @@ def test_every_number_of_the_conclusions_is_checked(notebook):
     checked = {*QUOTE.findall(code)} | {
         q for group in re.findall(r"zip\(\(([^)]*)\)", code) for q in re.findall(r'"([\d.,]+)"', group)
     }
-    decimals = {n for n in re.findall(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)", prose)}
+    decimals = {n for n in re.findall(r"(?<![\w.])-?\d+\.\d+(?![\w.]*\d)", prose)}
     assert decimals and not decimals - checked - {"3.10", "2.0"}, (
         decimals - checked
     )  # of Python and of the licence
-    numbers = {n.rstrip(".,") for n in re.findall(r"\d[\d.,]*", prose)}
+    numbers = {n.rstrip(".,") for n in re.findall(r"(?<![\w.])-?\d[\d.,]*|\d[\d.,]*", prose)}
     assert (
         not checked - numbers
     ), f"{notebook} checks numbers that its prose does not quote: {checked - numbers}"
