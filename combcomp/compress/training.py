@@ -9,7 +9,7 @@ __all__ = ['WHOLE', 'PLAIN', 'encode', 'tracking', 'arguments', 'dropout', 'used
            'load_stages', 'compress']
 
 # %% ../../nbs/compress/05_training.ipynb #c17764c7
-import hashlib, json, math, re, shutil, tempfile, time
+import gc, hashlib, json, math, re, shutil, tempfile, time, uuid
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -34,10 +34,14 @@ def encode(
     max_length:int=128,
 ): # a Dataset of input_ids, ..., labels, length
     "Tokenize a training set"
-    tokenize = lambda rows: tokenizer(*[rows[t] for t in texts], truncation=True, max_length=max_length)
+    def tokenize(rows):
+        ids = tokenizer(*[rows[t] for t in texts], truncation=True, max_length=max_length)
+        return {**ids, "length": [len(i) for i in ids["input_ids"]]}
     dropped = [c for c in data.column_names if c not in ("label", "teacher")]
-    out = data.map(tokenize, batched=True, remove_columns=dropped, desc="tokenizing")
-    return out.add_column("length", [len(i) for i in out["input_ids"]]).rename_column("label", "labels")
+    # a fingerprint of its own, as hashing a tokenizer takes longer than a small set; so nothing is cached on disk
+    made = dict(keep_in_memory=True, load_from_cache_file=False, new_fingerprint=uuid.uuid4().hex)
+    out = data.map(tokenize, batched=True, remove_columns=dropped, desc="tokenizing", **made)
+    return out.rename_column("label", "labels")
 
 # %% ../../nbs/compress/05_training.ipynb #53c70e9d
 def tracking(
@@ -336,6 +340,8 @@ def fit(
         if newest:
             step, seconds = Path(newest).name.split("-")[1], notes["seconds"]
             log(f"  resumed at step {step}, after {seconds:.0f} s of training", flush=True)
+        gc.freeze() # Trainer collects garbage, which takes half a second among all that is imported
+        stack.callback(gc.unfreeze)
         try:
             result = trainer.train(resume_from_checkpoint=newest)
         except Exception as e:

@@ -116,7 +116,7 @@ def predict(
     "Logits of a model for every example, in the order of the data"
     import torch
     batch_size = check_number("predict", "batch_size", batch_size, int, 1, 10**6)
-    columns = [list(data[t]) for t in texts]
+    columns = [list(data[t][:]) for t in texts]
     if not columns[0]:
         return np.empty((0, model.config.num_labels), np.float32)
     model.eval()

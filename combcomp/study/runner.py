@@ -305,13 +305,13 @@ def evaluate(
     task, values, first = task_of(run.task, cache), {}, None
     for split in [s for s in task.evals if s in data]:
         logits = predict(model, tokenizer, data[split], task.texts, max_length=run.max_length)
-        found = metrics(task, logits, data[split]["label"])
+        found = metrics(task, logits, data[split]["label"][:])
         if first is None:
             first = logits
             values = dict(score=score(task, found), metric=task.headline, **found)
         else:
             values |= {f"{k}_{split.removeprefix('validation_')}": v for k, v in found.items()}
-    labels = data[task.evals[0]]["label"]
+    labels = data[task.evals[0]]["label"][:]
     return Scores(values, first, labels, majority(task, labels))
 
 # %% ../../nbs/study/03_runner.ipynb #a737be7f
