@@ -7,9 +7,9 @@ from __future__ import annotations
 import json, os, shutil, uuid
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from scipy.special import softmax
 
 from ..basics import (
     bad_value, check_number, check_size, expanded, file_hash, file_hashes, json_hash, read_json, rel_path)
@@ -17,15 +17,21 @@ from ..spec import portable
 from ..models.encoders import by_length
 from ..data.tasks import majority, metrics, score, task_of
 from ..data.loading import load_task
+from ..data.probabilities import probabilities
+from .folder import (
+    LINKED, REFERENCES, distances, link_model, pick_references, read_references, tokenizer_files, write_config,
+    write_readme, write_references)
 
 # %% auto #0
-__all__ = ['INPUTS', 'FAST', 'FILES', 'PRECISIONS', 'WANTED', 'ABOUT', 'FORMAT', 'VERSION', 'TOKENIZER_MB', 'require', 'Graph',
-           'runs_in_int8', 'as_array', 'stored_weight', 'linear', 'lookup', 'layer_norm', 'embeddings', 'attention',
-           'activation', 'transformer_layer', 'onnx_model', 'proto_sizes', 'onnx_sizes', 'instructions', 'onnx_session',
-           'openvino_has_bf16', 'openvino_session', 'write_model', 'check_encoding', 'check_texts', 'check_batch_size',
-           'pad_batch', 'Exported', 'write_about', 'check_files', 'load_tokenizer_file', 'check_outputs', 'load_about',
-           'load_exported', 'ParityError', 'parity', 'allowed_difference', 'replace_folder', 'write_export',
-           'find_validation', 'find_tokenizer', 'export']
+__all__ = ['INPUTS', 'FAST', 'FILES', 'PRECISIONS', 'WANTED', 'ABOUT', 'FORMAT', 'VERSION', 'VERSIONS', 'UNCHECKED',
+           'TOKENIZER_MB', 'ANOTHER', 'VNNI', 'require', 'Graph', 'runs_in_int8', 'as_array', 'stored_weight', 'linear',
+           'lookup', 'layer_norm', 'embeddings', 'attention', 'activation', 'transformer_layer', 'onnx_model',
+           'proto_sizes', 'onnx_sizes', 'instructions', 'onnx_session', 'openvino_has_bf16', 'openvino_session',
+           'write_model', 'check_encoding', 'check_texts', 'check_batch_size', 'pad_batch', 'Exported', 'write_about',
+           'model_name', 'check_files', 'load_tokenizer_file', 'check_outputs', 'load_about', 'made_with',
+           'differences', 'Compared', 'compare_references', 'load_exported', 'ParityError', 'parity',
+           'allowed_difference', 'replace_folder', 'write_export', 'store_references', 'find_validation',
+           'find_tokenizer', 'export']
 
 # %% ../../nbs/ship/04_runtimes.ipynb #d9d238e0
 def require(
@@ -191,7 +197,7 @@ def instructions() -> list: # some of `FAST`; empty where the system does not li
     return [f for f in FAST if f in flags]
 
 # %% ../../nbs/ship/04_runtimes.ipynb #9fa1db8e
-FILES = dict(openvino="model.xml", onnx="model.onnx")
+FILES = dict(openvino="openvino_model.xml", onnx="model.onnx") # names that optimum looks for
 PRECISIONS = ("bf16", "f32")   # the faster one first
 
 def onnx_session(file, threads, precision="f32", shape=None): # a function of arrays
@@ -215,7 +221,7 @@ def openvino_session(file, threads, precision, shape=None, config={}): # a funct
     core = require("openvino").Core()
     model = core.read_model(str(file))
     if shape:
-        model.reshape({name: shape for name in INPUTS})
+        model.reshape({name: shape for port in model.inputs for name in port.names})
     properties = {"PERFORMANCE_HINT": "LATENCY", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
                   "INFERENCE_PRECISION_HINT": precision if openvino_has_bf16() else "f32"}
     if threads:
@@ -234,6 +240,7 @@ def write_model(
     else:
         ov = require("openvino")
         model = ov.Core().read_model(proto.SerializeToString())
+        model.set_rt_info("0", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"]) # for other loaders
         ov.save_model(model, str(folder/FILES["openvino"]), compress_to_fp16=False)
 
 # %% ../../nbs/ship/04_runtimes.ipynb #a1a6ddd3
@@ -281,18 +288,20 @@ def pad_batch(
     encodings, # of `tokenizers`
     pad:int, # id of the padding token
     shape=None, # (batch, length); None is the smallest that holds them
-) -> dict: # int64 arrays by the names in `INPUTS`
+    inputs=INPUTS, # names of those that the model reads
+) -> dict: # int64 arrays by the names of the inputs
     "Tokenized texts as rectangular arrays"
     shape = shape or (len(encodings), max(len(e.ids) for e in encodings))
-    feed = {name: np.full(shape, pad if name == "input_ids" else 0, np.int64) for name in INPUTS}
+    feed = {name: np.full(shape, pad if name == "input_ids" else 0, np.int64) for name in inputs}
     for i, e in enumerate(encodings):
         for name, row in zip(INPUTS, (e.ids, e.attention_mask, e.type_ids)):
-            feed[name][i, :len(row)] = row
+            if name in feed:
+                feed[name][i, :len(row)] = row
     return feed
 
 # %% ../../nbs/ship/04_runtimes.ipynb #96075976
 class Exported:
-    "A classifier on a runtime: `predict` gives labels, `logits` gives numbers, `about` describes it"
+    "A classifier on a runtime: `predict` gives labels, `probabilities` and `logits` numbers, `about` describes it"
     def __init__(self, about, session, tokenizer, shape=None):
         self.about, self.session, self.tokenizer, self.shape = about, session, tokenizer, shape
 
@@ -300,18 +309,25 @@ class Exported:
         batch_size = check_batch_size(batch_size)
         encoded = self.tokenizer.encode_batch(check_texts(texts, self.about.get("pairs")))
         out = np.empty((len(encoded), len(self.about["labels"] or (0,))), np.float32)
+        inputs = self.about.get("inputs", INPUTS)
         if encoded:
             lengths = [len(e.ids) for e in encoded]
             for part in by_length(lengths, self.shape[0] if self.shape else batch_size):
-                feed = pad_batch([encoded[i] for i in part], self.about["pad"], self.shape)
+                feed = pad_batch([encoded[i] for i in part], self.about["pad"], self.shape, inputs)
                 out[part] = self.session(feed)[:len(part)]
         return out
+
+    def probabilities(self, texts, batch_size=32):
+        if self.about["labels"] is None:
+            raise ValueError("probabilities: this model answers with a number, and a number has no probability")
+        return probabilities(self.logits(texts, batch_size), self.about.get("temperature", 1.0))
 
     def predict(self, texts, batch_size=32):
         out, labels = self.logits(texts, batch_size).astype(float), self.about["labels"]
         if labels is None:
             return [dict(label=None, score=float(v)) for v in out[:, 0]]
-        return [dict(label=labels[row.argmax()], score=float(row.max())) for row in softmax(out, axis=1)]
+        best = probabilities(out, self.about.get("temperature", 1.0)).max(axis=1)
+        return [dict(label=labels[i], score=float(p)) for i, p in zip(out.argmax(axis=1), best)]
 
     __call__ = predict
 
@@ -319,13 +335,22 @@ class Exported:
         return f"Exported({self.about['runtime']}, {self.about['precision']}, labels={self.about['labels']})"
 
 # %% ../../nbs/ship/04_runtimes.ipynb #bda11b11
-ABOUT, FORMAT, VERSION = "export.json", "combcomp-export", 2
+ABOUT, FORMAT, VERSION = "export.json", "combcomp-export", 3
+VERSIONS = (2, VERSION) # that are read; 2 has no inputs, references and temperature
+UNCHECKED = (ABOUT, "README.md", LINKED) # may be edited, or deleted
 TOKENIZER_MB = 64 # of a file of a tokenizer, at most; XLM-RoBERTa's has 17
 
 def write_about(about:dict, folder:Path):
     "Write the JSON file of an export"
     text = json.dumps(about | dict(check=json_hash(about)), indent=1, sort_keys=True, ensure_ascii=False)
     (folder/ABOUT).write_text(text + "\n", encoding="utf-8")
+
+def model_name(
+    about:dict, # of an export
+) -> str:
+    "The name of the model's file; that of OpenVINO was another one in earlier exports"
+    earlier = about["version"] < VERSION and about["runtime"] == "openvino"
+    return "model.xml" if earlier else FILES[about["runtime"]]
 
 def check_files(
     folder, # that `export` wrote
@@ -340,6 +365,10 @@ def check_files(
             check_size(path, TOKENIZER_MB)
         if file_hash(path) != expected:
             raise ValueError(f"{rel_path(path)} was edited or damaged; export the model again")
+    model, linked = (Path(folder)/name for name in ("model.onnx", LINKED))
+    if linked.is_file() and not (model.is_file() and linked.samefile(model)):
+        if file_hash(linked) != files.get("model.onnx"):
+            raise ValueError(f"{rel_path(linked)} was edited or damaged; delete it, or export the model again")
 
 def load_tokenizer_file(path:Path):
     "The tokenizer in a `tokenizer.json`; ValueError if it is none"
@@ -360,7 +389,7 @@ def check_outputs(
         raise ValueError(f"the tokenizer has token ids up to {largest}, and the exported model has "
                          f"embeddings for {about['vocab_size']}; export the model again")
     shape = exported.shape or (1, 3)
-    feed = {name: np.zeros(shape, np.int64) for name in INPUTS}
+    feed = {name: np.zeros(shape, np.int64) for name in about["inputs"]}
     feed["input_ids"][:, 0] = largest
     feed["attention_mask"][:] = 1
     try:
@@ -383,9 +412,9 @@ def load_about(
     about = read_json(path)
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise ValueError(f"{rel_path(path)} was not written by export; export the model again")
-    if about.get("version") != VERSION:
+    if about.get("version") not in VERSIONS:
         raise ValueError(f"{rel_path(path)} is of version {about.get('version')!r}, and this combcomp reads "
-                         f"{VERSION}; export the model again")
+                         f"{' and '.join(map(str, VERSIONS))}; export the model again")
     if about.pop("check", None) != json_hash(about):
         raise ValueError(f"{rel_path(path)} was edited or damaged; export the model again")
     for name, allowed in (("runtime", FILES), ("precision", PRECISIONS)):
@@ -399,23 +428,83 @@ def load_about(
         if not isinstance(about.get(name), bool | None):
             bad_value(ABOUT, name, about[name], "true, false or null")
     files = about.get("files")
-    needed = {FILES[about["runtime"]], "tokenizer.json"}
-    if about["runtime"] == "openvino":
-        needed.add("model.bin")
+    model = model_name(about)
+    needed = {model, "tokenizer.json", model.replace(".xml", ".bin")}
     if not isinstance(files, dict) or not needed <= {*files}:
         bad_value(ABOUT, "files", files, "the checksums of the model and the tokenizer")
     if any(Path(name).name != name for name in files):
         bad_value(ABOUT, "files", [*files], "names without folders")
+    inputs = about.get("inputs", [*INPUTS])
+    if not isinstance(inputs, list) or not {*INPUTS[:2]} <= {*map(str, inputs)} <= {*INPUTS}:
+        bad_value(ABOUT, "inputs", inputs, "input_ids, attention_mask and, where it is read, token_type_ids")
+    temperature = check_number(ABOUT, "temperature", about.get("temperature", 1.0), float, 0.01, 100)
     bounds = dict(max_length=3, pad=0, vocab_size=1)
-    return about | {k: check_number(ABOUT, k, about.get(k), int, low, 10**7) for k, low in bounds.items()}
+    return about | dict(inputs=inputs, temperature=temperature) | {k: check_number(ABOUT, k, about.get(k), int, low, 10**7) for k, low in bounds.items()}
+
+# %% ../../nbs/ship/04_runtimes.ipynb #e0000002
+ANOTHER = "the model file or the tokenizer is another one than that of the reference inputs"
+VNNI = {"avx512_vnni", "avx_vnni"}
+
+def made_with(runtime:str) -> dict: # version of the runtime, instructions of the processor
+    "What the numbers of an exported model depend on, on this machine"
+    package = dict(onnx="onnxruntime").get(runtime, runtime)
+    return dict(runtime_version=require(package).__version__, instructions=instructions())
+
+def differences(
+    about:dict, # from `load_about`
+) -> list: # of sentences
+    "What is not here as it was where a model was exported, of all that changes its numbers"
+    before, now, found = about.get("made_with") or {}, made_with(about["runtime"]), []
+    if before.get("runtime_version") != now["runtime_version"]:
+        found.append(f"it was exported with {about['runtime']} {before.get('runtime_version', 'unknown')}, and "
+                     f"this is {now['runtime_version']}")
+    missing = sorted({*before.get("instructions", ())} - {*now["instructions"]})
+    if missing:
+        found.append(f"this processor lacks {', '.join(missing)}, which the one of the export has")
+    is_x86 = any(name.startswith("avx") for name in now["instructions"])
+    if about["runtime"] == "onnx" and is_x86 and not VNNI & {*now["instructions"]}:
+        found.append("this processor has no VNNI: sums of uint8 by int8 saturate in ONNX Runtime, unless the "
+                     "session has the entry session.x64quantprecision=1")
+    return found
+
+class Compared(NamedTuple):
+    "Reference inputs that were computed again"
+    examples: int
+    largest: float # difference of a logit
+    allowed: float
+    equal: int # labels; for a regression, numbers within what is allowed
+
+def compare_references(
+    exported, # an `Exported`
+    folder, # that it is from
+    n:int|None=None, # the shortest inputs only; None is all
+) -> Compared|None: # None if there is nothing to compare
+    "Compute the logits of reference inputs again"
+    references = read_references(folder, len(exported.about["labels"] or (0,)))
+    if references is None:
+        return None
+    encoded = exported.tokenizer.encode_batch(references["texts"])
+    whole = exported.shape is None or exported.shape[1] == exported.about["max_length"]
+    fits = [i for i, e in enumerate(encoded) if whole or not e.overflowing]
+    part = sorted(fits, key=lambda i: len(encoded[i].ids))[:n]
+    if not part:
+        return None
+    logits = exported.logits([references["texts"][i] for i in part])
+    stored = references | {k: references[k][part] for k in ("logits", "exported")}
+    away = distances(logits, stored)
+    same = logits.argmax(1) == stored["exported"].argmax(1)
+    if logits.shape[1] == 1:
+        same = away <= references["allowed"]
+    return Compared(len(part), float(away.max()), references["allowed"], int(same.sum()))
 
 # %% ../../nbs/ship/04_runtimes.ipynb #ba437c00
 def load_exported(
     folder, # that `export` wrote
     threads:int|None=None, # of the runtime; None leaves it to the runtime
     shape:tuple|None=None, # (batch, length) to compile for, which is faster; inputs are padded to it
+    verify:bool=True, # compare the logits of two reference inputs with those at export
 ) -> Exported: # with predict, logits and about
-    "Load an exported model"
+    "Load an exported model; ValueError if it is damaged or computes something else than at export"
     if threads is not None:
         threads = check_number("load_exported", "threads", threads, int, 1, 4096)
     folder = expanded(folder)
@@ -430,9 +519,15 @@ def load_exported(
     tokenizer.no_padding()
     tokenizer.enable_truncation(shape[1] if shape else about["max_length"])
     open_session = dict(onnx=onnx_session, openvino=openvino_session)[about["runtime"]]
-    session = open_session(Path(folder)/FILES[about["runtime"]], threads, about["precision"], shape)
+    session = open_session(Path(folder)/model_name(about), threads, about["precision"], shape)
     exported = Exported(about, session, tokenizer, shape)
     check_outputs(exported)
+    found = compare_references(exported, folder, 2) if verify else None
+    if found and found.largest > found.allowed:
+        raise ValueError(f"{rel_path(folder)}: a logit of a reference input is {found.largest:.3g} away from the "
+                         f"one at export, and at most {found.allowed:.3g} is allowed: "
+                         f"{'; '.join(differences(about) or [ANOTHER])}. `combcomp verify` compares all of them; "
+                         "load_exported(folder, verify=False) loads it all the same")
     return exported
 
 # %% ../../nbs/ship/04_runtimes.ipynb #0f6c8a8a
@@ -484,22 +579,38 @@ def write_export(
     folder, model, tokenizer, runtime, max_length, precision, # as for `export`
     reads:dict, # of `trained_on`
 ) -> dict: # what its JSON file says
-    "Write the files of an export into an empty folder"
+    "Write the files of an export into an empty folder, all but its reference inputs and its README"
     from combcomp.compress.methods import linears
     proto = onnx_model(model)
     write_model(proto, folder, runtime)
-    text = tokenizer.backend_tokenizer.to_str()
-    (folder/"tokenizer.json").write_text(text, encoding="utf-8")
+    inputs = [i.name for i in proto.graph.input]
+    for name, content in tokenizer_files(tokenizer, inputs, max_length).items():
+        (folder/name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    write_config(model, folder, js=runtime == "onnx")
+    if runtime == "onnx":
+        link_model(folder)
     labels, made_by = model.config.id2label, getattr(model.config, "combcomp", {})
     int8 = [runs_in_int8(m) for m in linears(model).values()]
     return dict(format=FORMAT, version=VERSION, runtime=runtime, precision=precision, max_length=max_length,
                 labels=[labels[i] for i in range(len(labels))] if len(labels) > 1 else None,
-                pairs=reads["pairs"], cased=reads["cased"],
+                pairs=reads["pairs"], cased=reads["cased"], inputs=inputs, made_with=made_with(runtime),
                 pad=tokenizer.pad_token_id, vocab_size=model.config.vocab_size,
                 **{k: made_by.get(k) for k in ("methods", "task", "run")},
                 int8_layers=sum(int8), float_layers=len(int8) - sum(int8), **proto_sizes(proto),
-                mb=sum(f.stat().st_size for f in folder.glob("model.*"))/1e6, parity=None,
-                files=file_hashes(folder, [ABOUT]))
+                mb=sum(f.stat().st_size for f in folder.glob("*model.*"))/1e6, parity=None,
+                files=file_hashes(folder, UNCHECKED))
+
+def store_references(
+    model, tokenizer, # of transformers
+    folder, # an export
+    texts, max_length:int, # as for `export`
+):
+    "Compute the logits of reference inputs with both models and write them into an export"
+    from combcomp.models.encoders import predict
+    columns = [*zip(*texts)] if isinstance(texts[0], tuple) else [texts]
+    columns = dict(enumerate(columns))
+    logits = predict(model, tokenizer, columns, columns, max_length=max_length)
+    write_references(folder, texts, logits, load_exported(folder).logits(texts))
 
 # %% ../../nbs/ship/04_runtimes.ipynb #a3a5065a
 def find_validation(model, task, data) -> tuple: # (Task, its validation set)
@@ -556,6 +667,8 @@ def export(
     precision:str|None=None, # bf16 or f32 for floats on OpenVINO; None is the faster one that passes
     within:float=0.2, # allowed difference of scores, in points; less where a class is rare
     equal:float=0.99, # required share of equal predictions
+    temperature:float|None=None, # by which logits are divided for probabilities; None is that of the model, or 1
+    references:int=10, # texts, of the validation data or generic, that are stored with their logits; 0 stores none
 ) -> dict: # what the folder's JSON file says, with mb_onnx, mb (of the model's files) and parity
     "Write a model for a runtime and check that it predicts the same; ParityError with the figures if not"
     from combcomp.models.encoders import predict
@@ -571,6 +684,9 @@ def export(
         max_length = reads["max_length"] or min(128, positions)
     max_length = check_number("export", "max_length", max_length, int, 3, positions)
     trained = reads["max_length"] or max_length
+    references = check_number("export", "references", references, int, 0, 1000)
+    temperature = getattr(model, "temperature", 1.0) if temperature is None else temperature
+    temperature = check_number("export", "temperature", temperature, float, 0.01, 100)
     require("onnxruntime" if runtime == "onnx" else runtime)
     folder = expanded(folder).absolute()
     if folder.is_file() or folder.is_dir() and any(folder.iterdir()) and not (folder/ABOUT).is_file():
@@ -588,11 +704,11 @@ def export(
     try:
         for precision in PRECISIONS if both else [precision or "f32"]:
             about = write_export(made, model, tokenizer, runtime, max_length, precision, reads)
-            write_about(about, made)
+            write_about(about := about | dict(temperature=temperature), made)
             if not task:
                 break
-            columns = [data[t] for t in task.texts]
-            texts = list(columns[0]) if len(columns) == 1 else list(zip(*columns))
+            columns = [list(data[t]) for t in task.texts]
+            texts = columns[0] if len(columns) == 1 else list(zip(*columns))
             check_texts(texts, reads["pairs"])
             logits = predict(model, tokenizer, data, task.texts, max_length=trained)
             p = parity(task, logits, load_exported(made).logits(texts), data["label"])
@@ -608,6 +724,11 @@ def export(
                 f"{p['equal']:.2%} of {p['examples']} predictions equal (at least {equal:.0%} is required). "
                 "Try the other runtime, or more validation data to see whether it is chance"
                 + cut*(max_length != trained))
+        if references:
+            texts = pick_references(columns if task else None, references, reads["pairs"])
+            store_references(model, tokenizer, made, texts, max_length)
+            write_about(about := about | dict(files=file_hashes(made, UNCHECKED)), made)
+        write_readme(about, made, folder.name, tokenizer.pad_token)
         replace_folder(made, folder)
     finally:
         shutil.rmtree(made, ignore_errors=True)
