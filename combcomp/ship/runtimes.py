@@ -23,14 +23,14 @@ from .folder import (
     write_readme, write_references)
 
 # %% auto #0
-__all__ = ['INPUTS', 'FAST', 'FILES', 'PRECISIONS', 'WANTED', 'ABOUT', 'FORMAT', 'VERSION', 'VERSIONS', 'UNCHECKED',
-           'TOKENIZER_MB', 'ANOTHER', 'VNNI', 'require', 'Graph', 'runs_in_int8', 'as_array', 'stored_weight', 'linear',
-           'lookup', 'layer_norm', 'embeddings', 'attention', 'activation', 'transformer_layer', 'onnx_model',
-           'proto_sizes', 'onnx_sizes', 'instructions', 'onnx_session', 'openvino_has_bf16', 'openvino_session',
-           'write_model', 'check_encoding', 'check_texts', 'check_batch_size', 'pad_batch', 'Exported', 'write_about',
-           'model_name', 'check_files', 'load_tokenizer_file', 'check_outputs', 'load_about', 'made_with',
-           'differences', 'Compared', 'compare_references', 'load_exported', 'ParityError', 'parity',
-           'allowed_difference', 'replace_folder', 'write_export', 'store_references', 'find_validation',
+__all__ = ['ONNX_RUNTIME', 'INPUTS', 'FAST', 'FILES', 'PRECISIONS', 'WANTED', 'ABOUT', 'FORMAT', 'VERSION', 'VERSIONS',
+           'UNCHECKED', 'TOKENIZER_MB', 'ANOTHER', 'VNNI', 'require', 'Graph', 'runs_in_int8', 'as_array',
+           'stored_weight', 'linear', 'lookup', 'layer_norm', 'embeddings', 'attention', 'activation',
+           'transformer_layer', 'onnx_model', 'proto_sizes', 'onnx_sizes', 'instructions', 'onnx_session',
+           'openvino_has_bf16', 'openvino_session', 'write_model', 'check_encoding', 'check_texts', 'check_batch_size',
+           'pad_batch', 'Exported', 'write_about', 'model_name', 'check_files', 'load_tokenizer_file', 'check_outputs',
+           'load_about', 'made_with', 'differences', 'Compared', 'compare_references', 'load_exported', 'ParityError',
+           'parity', 'allowed_difference', 'replace_folder', 'write_export', 'store_references', 'find_validation',
            'find_tokenizer', 'export']
 
 # %% ../../nbs/ship/04_runtimes.ipynb #d9d238e0
@@ -45,8 +45,8 @@ def require(
 
 class Graph:
     "An ONNX graph that is built node by node: a call adds a node and returns the name of its output"
-    def __init__(self):
-        self.nodes, self.arrays, self.helper = [], {}, require("onnx").helper
+    def __init__(self, fused=False): # with operators of ONNX Runtime, which no other runtime has
+        self.nodes, self.arrays, self.helper, self.fused = [], {}, require("onnx").helper, fused
 
     def __call__(self, op, *inputs, **attributes):
         name = f"{op}_{len(self.nodes)}"
@@ -59,6 +59,8 @@ class Graph:
         return name
 
 # %% ../../nbs/ship/04_runtimes.ipynb #45f0dff9
+ONNX_RUNTIME = "com.microsoft"   # the domain of its own operators
+
 def runs_in_int8(module) -> bool: # weight and input have 8 bits or fewer
     "Can a linear layer be computed in int8?"
     return getattr(module, "weight_bits", 32) <= 8 and getattr(module, "input_bits", 32) <= 8
@@ -80,18 +82,24 @@ def stored_weight(g, module, name, transposed=False): # names of weight and scal
 
 def linear(g, x, module, name):
     "x W' + b, in integers if the layer was trained for that"
+    int8 = runs_in_int8(module)
     if (bits := getattr(module, "input_bits", 32)) <= 8:
         scale, zero = float(module.input_scale), int(module.input_zero)
         grid = g.constant(scale, np.float32), g.constant(zero, np.uint8)
         top = g.constant((2**bits - 1 - zero)*scale, np.float32)
         x = g("QuantizeLinear", x if bits == 8 else g("Min", x, top), *grid)
-        x = g("DequantizeLinear", x, *grid)
+        x = x if g.fused and int8 else g("DequantizeLinear", x, *grid)
     w, scale = stored_weight(g, module, name, transposed=True)
-    if scale and runs_in_int8(module):
-        w = g("DequantizeLinear", w, scale, g.constant(np.zeros(module.out_features), np.int8), axis=1)
-    elif scale:
+    zeros = g.constant(np.zeros(module.out_features), np.int8) if int8 else None
+    if int8 and not g.fused:
+        w = g("DequantizeLinear", w, scale, zeros, axis=1)
+    elif scale and not int8:
         w = g("Mul", g("Cast", w, to=1), scale)   # 1 is float32
-    return g("Add", g("MatMul", x, w), g.constant(as_array(module.bias), name=f"{name}.bias"))
+    bias = as_array(module.bias)
+    if g.fused and int8:
+        bias = g.constant(bias, name=f"{name}.bias")
+        return g("MatMulIntegerToFloat", x, w, grid[0], scale, grid[1], zeros, bias, domain=ONNX_RUNTIME)
+    return g("Add", g("MatMul", x, w), g.constant(bias, name=f"{name}.bias"))
 
 # %% ../../nbs/ship/04_runtimes.ipynb #631ea315
 def lookup(g, ids, module, name):
@@ -152,11 +160,12 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 def onnx_model(
     model, # a converted `BertForSequenceClassification`
+    fused:bool=False, # with operators that only ONNX Runtime has
 ): # an onnx.ModelProto
     "A model as an ONNX graph, its quantized layers in int8; ValueError for a model that is not plain"
     from combcomp.ship.packed_file import check_plain
     check_plain(model, "export")
-    g, config, layers, onnx = Graph(), model.config, model.bert.encoder.layer, require("onnx")
+    g, config, layers, onnx = Graph(fused), model.config, model.bert.encoder.layer, require("onnx")
     x = embeddings(g, model.bert.embeddings)
     axes, one = g.constant([1, 2], np.int64), g.constant(1, np.float32)
     padding = g("Sub", one, g("Unsqueeze", g("Cast", "attention_mask", to=1), axes))
@@ -172,8 +181,8 @@ def onnx_model(
     arrays = [onnx.numpy_helper.from_array(v, k) for k, v in g.arrays.items()]
     graph = g.helper.make_graph(g.nodes, "bert", [value(n, types.INT64, ["batch", "length"]) for n in INPUTS],
                                 [value("logits", types.FLOAT, ["batch", config.num_labels])], arrays)
-    return g.helper.make_model(graph, opset_imports=[g.helper.make_opsetid("", 20)], ir_version=9,
-                               producer_name="combcomp")
+    operators = [g.helper.make_opsetid("", 20), *[g.helper.make_opsetid(ONNX_RUNTIME, 1)]*fused]
+    return g.helper.make_model(graph, opset_imports=operators, ir_version=9, producer_name="combcomp")
 
 # %% ../../nbs/ship/04_runtimes.ipynb #3bedafff
 def proto_sizes(proto) -> dict: # mb_onnx, mb_onnx_noemb
@@ -581,7 +590,7 @@ def write_export(
 ) -> dict: # what its JSON file says
     "Write the files of an export into an empty folder, all but its reference inputs and its README"
     from combcomp.compress.methods import linears
-    proto = onnx_model(model)
+    proto = onnx_model(model, runtime == "onnx")
     write_model(proto, folder, runtime)
     inputs = [i.name for i in proto.graph.input]
     for name, content in tokenizer_files(tokenizer, inputs, max_length).items():
