@@ -215,7 +215,6 @@ def write_readme(
     about:dict, # what the JSON file of the export says
     folder:Path, # where to
     name:str, # of the folder, as its users will see it
-    pad_token:str="[PAD]",
 ):
     "Write the README of an export"
     runtime, labels, inputs = about["runtime"], about["labels"], about["inputs"]
@@ -242,7 +241,7 @@ def write_readme(
     text = README.format(
         title=name, facts=" ".join(facts), what=what, max_length=about["max_length"], pad=about["pad"],
         name=dict(onnx="ONNX Runtime", openvino="OpenVINO")[runtime],
-        package=dict(onnx="onnxruntime", openvino="openvino")[runtime], pad_token=json.dumps(pad_token),
+        package=dict(onnx="onnxruntime", openvino="openvino")[runtime], pad_token=json.dumps(about["pad_token"]),
         session=SESSIONS[runtime].format(settings=settings), example=example, feed="{" + feed + "}",
         call=CALLS[runtime], answers=CLASSES.format(temperature=temperature, why=why) if labels else NUMBERS,
         others=OTHERS[runtime].format(settings=settings, js=json.dumps(name)), references=references)

@@ -24,8 +24,8 @@ from .codec import check_array, restore, smallest, streams
 __all__ = ['FIELDS', 'CHOICES', 'OPTIONAL', 'READS', 'FORMAT', 'VERSIONS', 'TOKENIZER', 'WIDEST', 'MAX_BYTES', 'WIDTHS',
            'check_config', 'trained_on', 'skeleton', 'Marks', 'marks_of', 'integers', 'checksum', 'tensor_record',
            'check_plain', 'check_grid', 'canonical_json', 'write_header', 'read_header', 'array_names', 'CorruptFile',
-           'TooLarge', 'Packed', 'open_packed', 'inspect', 'temperature_of', 'pack', 'plain_arrays', 'entropy_bytes',
-           'other_sizes', 'tokenizer_bytes', 'read_tensor', 'unpack', 'stored_tokenizer']
+           'TooLarge', 'Packed', 'open_packed', 'inspect', 'temperature_of', 'pack', 'change_info', 'plain_arrays',
+           'entropy_bytes', 'other_sizes', 'tokenizer_bytes', 'read_tensor', 'unpack', 'stored_tokenizer']
 
 # %% ../../nbs/ship/02_packed_file.ipynb #fb8452e5
 FIELDS = dict(
@@ -328,6 +328,17 @@ def pack(
         arrays[TOKENIZER] = data
     atomic_bytes(path, save(arrays, write_header(header)))
     return inspect(path)
+
+def change_info(
+    path, # a file that `pack` wrote
+    **info, # added to its info, or put in place of what has the same name
+):
+    "Write a packed file anew with other info; weights and tokenizer stay as they are, byte for byte"
+    with open_packed(path) as packed:
+        arrays = {name: packed.file.get_tensor(name) for name in packed.file.keys()}
+        header = dict(packed.header, info=(packed.header["info"] or {}) | info)
+        temperature_of(header["info"])
+    atomic_bytes(expanded(path), save(arrays, write_header(header)))
 
 # %% ../../nbs/ship/02_packed_file.ipynb #8deecaea
 def plain_arrays(

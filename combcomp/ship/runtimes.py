@@ -603,7 +603,7 @@ def write_export(
     return dict(format=FORMAT, version=VERSION, runtime=runtime, precision=precision, max_length=max_length,
                 labels=[labels[i] for i in range(len(labels))] if len(labels) > 1 else None,
                 pairs=reads["pairs"], cased=reads["cased"], inputs=inputs, made_with=made_with(runtime),
-                pad=tokenizer.pad_token_id, vocab_size=model.config.vocab_size,
+                pad=tokenizer.pad_token_id, pad_token=tokenizer.pad_token, vocab_size=model.config.vocab_size,
                 **{k: made_by.get(k) for k in ("methods", "task", "run")},
                 int8_layers=sum(int8), float_layers=len(int8) - sum(int8), **proto_sizes(proto),
                 mb=sum(f.stat().st_size for f in folder.glob("*model.*"))/1e6, parity=None,
@@ -737,7 +737,7 @@ def export(
             texts = pick_references(columns if task else None, references, reads["pairs"])
             store_references(model, tokenizer, made, texts, max_length)
             write_about(about := about | dict(files=file_hashes(made, UNCHECKED)), made)
-        write_readme(about, made, folder.name, tokenizer.pad_token)
+        write_readme(about, made, folder.name)
         replace_folder(made, folder)
     finally:
         shutil.rmtree(made, ignore_errors=True)

@@ -6,8 +6,8 @@
 __all__ = ['BASE_FACTS', 'MEASURES', 'Context', 'model_file', 'unfinished', 'has_model', 'label', 'Teacher', 'find_teacher',
            'load_teacher', 'named_teacher', 'Prepared', 'training_set', 'known_texts', 'check_positions',
            'check_length', 'prepare', 'own_tokenizer', 'prepare_ptq', 'Trained', 'tensorboard_folder', 'train',
-           'Scores', 'evaluate', 'Superseded', 'Claim', 'store', 'claimed', 'make', 'make_prerequisites', 'hush',
-           'hushed', 'check_measures', 'measure_speed', 'measured', 'run_in', 'run']
+           'Scores', 'evaluate', 'Superseded', 'Claim', 'held_out_temperature', 'store', 'claimed', 'make',
+           'make_prerequisites', 'hush', 'hushed', 'check_measures', 'measure_speed', 'measured', 'run_in', 'run']
 
 # %% ../../nbs/study/03_runner.ipynb #967eb09f
 import hashlib, os, shutil, tempfile, time
@@ -29,6 +29,7 @@ from combcomp.spec import (
 )
 from ..data.tasks import Task, majority, metrics, score, task_of
 from ..data.loading import load_task, transfer_set
+from ..data.probabilities import FEWEST, calibration
 from ..models.encoders import from_hub, load_model, load_tokenizer, predict, source
 from ..models.tokenizers import is_cased
 from ..compress.methods import convert
@@ -345,6 +346,17 @@ class Claim:
             raise Superseded(f"{label(self.run)}: this process was silent for more than {LEASE:.0f} s, and "
                              "another one has taken over the run; nothing is written here")
 
+def held_out_temperature(
+    run:Run, task:Task, scores:Scores,
+    log=print,
+) -> dict: # info of a packed file; empty where no part of the training set was held out
+    "The temperature of the probabilities of a model that was evaluated on a held-out part of its training set"
+    if run.split != "heldout" or not task.labels or len(scores.labels) < FEWEST:
+        return {}
+    found = calibration(scores.logits, scores.labels)
+    log(f"  {found}", flush=True)
+    return dict(temperature=found.temperature, calibration=found._asdict())
+
 def store(
     trained:Trained, scores:Scores, ctx:Context,
     seconds:float, # of the whole run
@@ -361,8 +373,9 @@ def store(
     place, sizes = source(run.family, run.size), {}
     changed = tokenizer_methods(run.combination.stages)
     tokenizer = trained.tokenizer if changed else "" if Path(place).is_dir() else place
+    info = held_out_temperature(run, trained.task, scores, ctx.log)
     def write(path):
-        pack(model, path, tokenizer)
+        pack(model, path, tokenizer, info)
         sizes.update(sizes_of(model, path))
     with StagedFiles() as files: # the row comes last: where it is, the others are
         files.add(model_file(run, out), write)
