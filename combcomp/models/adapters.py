@@ -7,13 +7,13 @@ __all__ = ['LIMITS', 'ACTIVATIONS', 'PROBLEMS', 'CHOICES', 'FLAGS', 'OPTIONAL', 
            'check_field', 'matrix', 'Adapter', 'register_adapter', 'adapter_for', 'adapter_of', 'MPNet', 'ModernBert',
            'Deberta']
 
-# %% ../../nbs/models/00_adapters.ipynb #afaff5d9
+# %% ../../nbs/models/00_adapters.ipynb #33278687
 import re
 from dataclasses import dataclass
 
 from ..basics import bad_value, check_number
 
-# %% ../../nbs/models/00_adapters.ipynb #9a1e1b17
+# %% ../../nbs/models/00_adapters.ipynb #10270c85
 LIMITS = dict(
     vocab_size=(int, 1, 10**6), hidden_size=(int, 1, 4096), num_hidden_layers=(int, 0, 48),
     num_attention_heads=(int, 1, 128), intermediate_size=(int, 1, 32768),
@@ -55,7 +55,7 @@ def check_field(
         bad_value("config", name, value, CHOICES[name])
     return value
 
-# %% ../../nbs/models/00_adapters.ipynb #91d5ef17
+# %% ../../nbs/models/00_adapters.ipynb #b971c93d
 BERT_FIELDS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
                "max_position_embeddings", "type_vocab_size", "pad_token_id", "layer_norm_eps",
                "initializer_range", "chunk_size_feed_forward", "hidden_dropout_prob",
@@ -113,6 +113,10 @@ class Adapter:
         if not self.feed_forward:
             raise ValueError(f"mp: neurons= removes feed-forward neurons one by one, and those of "
                              f"{self.title or self.classes} are gated; leave neurons=0 and use sparsity=")
+
+    def tables_by_weight(self) -> set: # of module names
+        "Embedding tables that are read without a call of their module"
+        return {f"{self.encoder}.{name}" for name in self.by_weight}
 
     def calls(self, config, name:str) -> int: # of a linear layer
         "How often a linear layer is called in a forward pass"
@@ -189,7 +193,7 @@ class Adapter:
         others = matrix(hidden, hidden)*self.pooler + matrix(width, hidden)*(width != hidden)
         return dict(embeddings=rows*width + 2*width, layer=layer, layers=layers*layer, others=others)
 
-# %% ../../nbs/models/00_adapters.ipynb #bdfd4384
+# %% ../../nbs/models/00_adapters.ipynb #8e85abed
 ADAPTERS: dict[str, Adapter] = {} # by `model_type`
 
 def register_adapter(model_type:str, adapter:Adapter) -> None:
@@ -213,7 +217,7 @@ def adapter_of(
     "The adapter of a model; ValueError for an unsupported one"
     return adapter_for(getattr(getattr(model, "config", model), "model_type", None), where, "model_type")
 
-# %% ../../nbs/models/00_adapters.ipynb #b60e9328
+# %% ../../nbs/models/00_adapters.ipynb #c7695cba
 register_adapter("bert", Adapter("Bert", "bert", "BERT", pooler=True, own_graph=True))
 for model_type, classes in (("roberta", "Roberta"), ("xlm-roberta", "XLMRoberta"), ("camembert", "Camembert")):
     register_adapter(model_type, Adapter(classes, "roberta", head="classifier.out_proj", after_padding=True))
@@ -221,7 +225,7 @@ register_adapter("electra", Adapter(
     "Electra", "electra", "ELECTRA", head="classifier.out_proj", fields=(*BERT_FIELDS, "embedding_size"),
     bottom=("embeddings.", "embeddings_project.")))
 
-# %% ../../nbs/models/00_adapters.ipynb #72a76513
+# %% ../../nbs/models/00_adapters.ipynb #ae1008f1
 register_adapter("distilbert", Adapter(
     "DistilBert", "distilbert", "DistilBERT", layers="transformer.layer", shared=("q_lin", "k_lin", "v_lin"),
     feed_forward=("ffn.lin1", "ffn.lin2"), names=("dim", "n_layers", "n_heads", "hidden_dim"),
@@ -229,7 +233,7 @@ register_adapter("distilbert", Adapter(
             "attention_dropout", "seq_classif_dropout", "initializer_range", "pad_token_id",
             "chunk_size_feed_forward", "activation", "problem_type")))
 
-# %% ../../nbs/models/00_adapters.ipynb #108a69b5
+# %% ../../nbs/models/00_adapters.ipynb #95d58c2a
 class MPNet(Adapter):
     "MPNet, with its table of relative positions"
     def first_position(self, fields): return 2
@@ -255,7 +259,7 @@ register_adapter("mpnet", MPNet(
             "hidden_dropout_prob", "attention_probs_dropout_prob", "relative_attention_num_buckets",
             "hidden_act", "problem_type")))
 
-# %% ../../nbs/models/00_adapters.ipynb #3e26cecb
+# %% ../../nbs/models/00_adapters.ipynb #306b1a26
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
 class ModernBert(Adapter):
@@ -317,7 +321,7 @@ register_adapter("modernbert", ModernBert(
             "classifier_pooling", "classifier_activation", "hidden_activation", "problem_type",
             "layer_types", "rope_parameters")))
 
-# %% ../../nbs/models/00_adapters.ipynb #580d2ce0
+# %% ../../nbs/models/00_adapters.ipynb #dced7da2
 class Deberta(Adapter):
     "DeBERTa-v2 and -v3, with their table of distances"
     def calls(self, config, name):
