@@ -57,15 +57,16 @@ def from_hub(
 # %% ../../nbs/models/02_encoders.ipynb #6a0d2e05
 def encoder_config(
     family:str, size:str, # as in `Run`
+    field:str="family", # of `Run`, for the message
 ): # a configuration of transformers
     "The configuration of an encoder; ValueError if its type is not supported or it brings code of its own"
     from transformers import AutoConfig, PreTrainedConfig
     place = source(family, size)
     given, _ = from_hub(PreTrainedConfig.get_config_dict, place)
     if given.get("auto_map"):
-        raise ValueError(f"Run: the encoder {family!r} brings code of its own (auto_map in its config.json), "
+        raise ValueError(f"Run: {field}={family!r} brings code of its own (auto_map in its config.json), "
                          "which is never run; give an encoder that transformers has a class for")
-    adapter_for(given.get("model_type"))
+    adapter_for(given.get("model_type"), "Run", field)
     return from_hub(AutoConfig, place, trust_remote_code=False)
 
 def read_inputs(
