@@ -189,7 +189,7 @@ def test_an_unpacked_model_gives_the_same_file(trained, tok, tmp_path):
 def test_operators_of_onnx_runtime_change_no_bit(methods, trained, tok):
     "They are written for the int8 layers only, each with its bias"
     model, val = trained(methods)
-    plain, fused = (onnx_model(model, own) for own in (False, True))
+    plain, fused = (onnx_model(model, fused=own) for own in (False, True))
     own = [n for n in fused.graph.node if n.domain]
     assert {n.op_type for n in own} <= {"MatMulIntegerToFloat"} and not [n for n in plain.graph.node if n.domain]
     assert len(own) == sum(map(runs_in_int8, linears(model).values()))

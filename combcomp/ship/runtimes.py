@@ -14,6 +14,7 @@ import numpy as np
 from ..basics import (
     bad_value, check_number, check_size, expanded, file_hash, file_hashes, json_hash, read_json, rel_path)
 from ..spec import portable
+from ..models.adapters import ADAPTERS, Adapter, adapter_of
 from ..models.encoders import by_length
 from ..data.tasks import majority, metrics, score, task_of
 from ..data.loading import load_task
@@ -26,12 +27,12 @@ from .folder import (
 __all__ = ['ONNX_RUNTIME', 'INPUTS', 'FAST', 'FILES', 'PRECISIONS', 'WANTED', 'ABOUT', 'FORMAT', 'VERSION', 'VERSIONS',
            'UNCHECKED', 'TOKENIZER_MB', 'ANOTHER', 'VNNI', 'require', 'Graph', 'runs_in_int8', 'as_array',
            'stored_weight', 'linear', 'lookup', 'layer_norm', 'embeddings', 'attention', 'activation',
-           'transformer_layer', 'onnx_model', 'proto_sizes', 'onnx_sizes', 'instructions', 'onnx_session',
-           'openvino_has_bf16', 'openvino_session', 'write_model', 'check_encoding', 'check_texts', 'check_batch_size',
-           'pad_batch', 'Exported', 'write_about', 'model_name', 'check_files', 'load_tokenizer_file', 'check_outputs',
-           'load_about', 'made_with', 'differences', 'Compared', 'compare_references', 'load_exported', 'ParityError',
-           'parity', 'allowed_difference', 'replace_folder', 'write_export', 'store_references', 'find_validation',
-           'find_tokenizer', 'export']
+           'transformer_layer', 'has_own_graph', 'graph_inputs', 'onnx_model', 'proto_sizes', 'onnx_sizes',
+           'instructions', 'onnx_session', 'openvino_has_bf16', 'openvino_session', 'write_model', 'check_encoding',
+           'check_texts', 'check_batch_size', 'pad_batch', 'Exported', 'write_about', 'model_name', 'check_files',
+           'load_tokenizer_file', 'check_outputs', 'load_about', 'made_with', 'differences', 'Compared',
+           'compare_references', 'load_exported', 'ParityError', 'parity', 'allowed_difference', 'replace_folder',
+           'write_export', 'store_references', 'find_validation', 'find_tokenizer', 'export']
 
 # %% ../../nbs/ship/04_runtimes.ipynb #d9d238e0
 def require(
@@ -158,13 +159,27 @@ def transformer_layer(g, x, queries, mask, layer, name, config):
 # %% ../../nbs/ship/04_runtimes.ipynb #b045c946
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
+def has_own_graph(model) -> bool:
+    "Is a model's graph the one above, with all of `INPUTS`? Other graphs are traced"
+    adapter = adapter_of(model, "export")
+    return adapter.own_graph and adapter.inputs(model.config) == INPUTS
+
+def graph_inputs(model, tokenizer) -> tuple: # of names
+    "What the graph of a model reads: what both the model and its tokenizer know"
+    known = adapter_of(model).inputs(model.config)
+    return INPUTS if has_own_graph(model) else tuple(n for n in known if n in tokenizer.model_input_names)
+
 def onnx_model(
-    model, # a converted `BertForSequenceClassification`
-    fused:bool=False, # with operators that only ONNX Runtime has
+    model, # a converted sequence classifier of transformers
+    inputs:tuple|None=None, # names of what an encoder other than BERT reads; None is all that it can
+    fused:bool=False, # with operators that only ONNX Runtime has, for BERT
 ): # an onnx.ModelProto
     "A model as an ONNX graph, its quantized layers in int8; ValueError for a model that is not plain"
     from combcomp.ship.packed_file import check_plain
+    from combcomp.ship.tracing import traced_model
     check_plain(model, "export")
+    if not has_own_graph(model):
+        return traced_model(model, inputs)
     g, config, layers, onnx = Graph(fused), model.config, model.bert.encoder.layer, require("onnx")
     x = embeddings(g, model.bert.embeddings)
     axes, one = g.constant([1, 2], np.int64), g.constant(1, np.float32)
@@ -185,14 +200,17 @@ def onnx_model(
     return g.helper.make_model(graph, opset_imports=operators, ir_version=9, producer_name="combcomp")
 
 # %% ../../nbs/ship/04_runtimes.ipynb #3bedafff
-def proto_sizes(proto) -> dict: # mb_onnx, mb_onnx_noemb
+def proto_sizes(
+    proto, # of `onnx_model`
+    adapter:Adapter=ADAPTERS["bert"], # of its encoder
+) -> dict: # mb_onnx, mb_onnx_noemb
     "Decimal MB of an ONNX model, with and without its embedding tables"
-    tables = sum(t.ByteSize() for t in proto.graph.initializer if t.name.startswith("bert.embeddings."))
+    tables = sum(t.ByteSize() for t in proto.graph.initializer if adapter.part(t.name) == "embeddings")
     return dict(mb_onnx=proto.ByteSize()/1e6, mb_onnx_noemb=(proto.ByteSize() - tables)/1e6)
 
 def onnx_sizes(model) -> dict: # mb_onnx, mb_onnx_noemb
     "Decimal MB of the ONNX file of a model, with and without embeddings"
-    return proto_sizes(onnx_model(model))
+    return proto_sizes(onnx_model(model), adapter_of(model))
 
 # %% ../../nbs/ship/04_runtimes.ipynb #f18e7b3e
 FAST = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8",
@@ -230,7 +248,7 @@ def openvino_session(file, threads, precision, shape=None, config={}): # a funct
     core = require("openvino").Core()
     model = core.read_model(str(file))
     if shape:
-        model.reshape({name: shape for port in model.inputs for name in port.names})
+        model.reshape({i.get_any_name(): shape for i in model.inputs})
     properties = {"PERFORMANCE_HINT": "LATENCY", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
                   "INFERENCE_PRECISION_HINT": precision if openvino_has_bf16() else "f32"}
     if threads:
@@ -297,15 +315,15 @@ def pad_batch(
     encodings, # of `tokenizers`
     pad:int, # id of the padding token
     shape=None, # (batch, length); None is the smallest that holds them
-    inputs=INPUTS, # names of those that the model reads
+    inputs:tuple=INPUTS, # those of them that the model reads
 ) -> dict: # int64 arrays by the names of the inputs
     "Tokenized texts as rectangular arrays"
     shape = shape or (len(encodings), max(len(e.ids) for e in encodings))
     feed = {name: np.full(shape, pad if name == "input_ids" else 0, np.int64) for name in inputs}
     for i, e in enumerate(encodings):
-        for name, row in zip(INPUTS, (e.ids, e.attention_mask, e.type_ids)):
-            if name in feed:
-                feed[name][i, :len(row)] = row
+        rows = dict(zip(INPUTS, (e.ids, e.attention_mask, e.type_ids)))
+        for name in inputs:
+            feed[name][i, :len(rows[name])] = rows[name]
     return feed
 
 # %% ../../nbs/ship/04_runtimes.ipynb #96075976
@@ -318,11 +336,11 @@ class Exported:
         batch_size = check_batch_size(batch_size)
         encoded = self.tokenizer.encode_batch(check_texts(texts, self.about.get("pairs")))
         out = np.empty((len(encoded), len(self.about["labels"] or (0,))), np.float32)
-        inputs = self.about.get("inputs", INPUTS)
         if encoded:
             lengths = [len(e.ids) for e in encoded]
             for part in by_length(lengths, self.shape[0] if self.shape else batch_size):
-                feed = pad_batch([encoded[i] for i in part], self.about["pad"], self.shape, inputs)
+                feed = pad_batch([encoded[i] for i in part], self.about["pad"], self.shape,
+                                 self.about.get("inputs", INPUTS))
                 out[part] = self.session(feed)[:len(part)]
         return out
 
@@ -443,12 +461,13 @@ def load_about(
         bad_value(ABOUT, "files", files, "the checksums of the model and the tokenizer")
     if any(Path(name).name != name for name in files):
         bad_value(ABOUT, "files", [*files], "names without folders")
-    inputs = about.get("inputs", [*INPUTS])
-    if not isinstance(inputs, list) or not {*INPUTS[:2]} <= {*map(str, inputs)} <= {*INPUTS}:
-        bad_value(ABOUT, "inputs", inputs, "input_ids, attention_mask and, where it is read, token_type_ids")
+    inputs = about.get("inputs", [*INPUTS]) # earlier exports do not say, and have all
+    if not isinstance(inputs, list) or inputs not in ([*INPUTS], [*INPUTS[:2]]):
+        bad_value(ABOUT, "inputs", inputs, f"the first two or all of {', '.join(INPUTS)}")
     temperature = check_number(ABOUT, "temperature", about.get("temperature", 1.0), float, 0.01, 100)
     bounds = dict(max_length=3, pad=0, vocab_size=1)
-    return about | dict(inputs=inputs, temperature=temperature) | {k: check_number(ABOUT, k, about.get(k), int, low, 10**7) for k, low in bounds.items()}
+    checked = {k: check_number(ABOUT, k, about.get(k), int, low, 10**7) for k, low in bounds.items()}
+    return about | checked | dict(inputs=inputs, temperature=temperature)
 
 # %% ../../nbs/ship/04_runtimes.ipynb #e0000002
 ANOTHER = "the model file or the tokenizer is another one than that of the reference inputs"
@@ -529,7 +548,8 @@ def load_exported(
     tokenizer.enable_truncation(shape[1] if shape else about["max_length"])
     open_session = dict(onnx=onnx_session, openvino=openvino_session)[about["runtime"]]
     session = open_session(Path(folder)/model_name(about), threads, about["precision"], shape)
-    exported = Exported(about, session, tokenizer, shape)
+    read = lambda feed: session({name: feed[name] for name in about["inputs"]}) # others may be in a feed
+    exported = Exported(about, read, tokenizer, shape)
     check_outputs(exported)
     found = compare_references(exported, folder, 2) if verify else None
     if found and found.largest > found.allowed:
@@ -590,7 +610,8 @@ def write_export(
 ) -> dict: # what its JSON file says
     "Write the files of an export into an empty folder, all but its reference inputs and its README"
     from combcomp.compress.methods import linears
-    proto = onnx_model(model, runtime == "onnx")
+    inputs = graph_inputs(model, tokenizer)
+    proto = onnx_model(model, inputs, fused=runtime == "onnx")
     write_model(proto, folder, runtime)
     inputs = [i.name for i in proto.graph.input]
     for name, content in tokenizer_files(tokenizer, inputs, max_length).items():
@@ -602,10 +623,10 @@ def write_export(
     int8 = [runs_in_int8(m) for m in linears(model).values()]
     return dict(format=FORMAT, version=VERSION, runtime=runtime, precision=precision, max_length=max_length,
                 labels=[labels[i] for i in range(len(labels))] if len(labels) > 1 else None,
-                pairs=reads["pairs"], cased=reads["cased"], inputs=inputs, made_with=made_with(runtime),
+                pairs=reads["pairs"], cased=reads["cased"], inputs=[*inputs], made_with=made_with(runtime),
                 pad=tokenizer.pad_token_id, pad_token=tokenizer.pad_token, vocab_size=model.config.vocab_size,
                 **{k: made_by.get(k) for k in ("methods", "task", "run")},
-                int8_layers=sum(int8), float_layers=len(int8) - sum(int8), **proto_sizes(proto),
+                int8_layers=sum(int8), float_layers=len(int8) - sum(int8), **proto_sizes(proto, adapter_of(model)),
                 mb=sum(f.stat().st_size for f in folder.glob("*model.*"))/1e6, parity=None,
                 files=file_hashes(folder, UNCHECKED))
 
@@ -688,7 +709,7 @@ def export(
     allowed = PRECISIONS if runtime == "openvino" else ("f32",)
     if precision not in (None, *allowed):
         bad_value("export", "precision", precision, allowed)
-    positions, reads = model.config.max_position_embeddings, trained_on(model)
+    positions, reads = adapter_of(model, "export").positions(model.config), trained_on(model)
     if max_length is None:
         max_length = reads["max_length"] or min(128, positions)
     max_length = check_number("export", "max_length", max_length, int, 3, positions)
