@@ -234,12 +234,14 @@ def check_free(
 # %% ../nbs/cli.ipynb #5e970ee0
 def load_checkpoint(
     folder, # that transformers wrote
-): # a `BertForSequenceClassification` in fp32
-    "A fine-tuned BERT classifier from its folder; ValueError if it holds none"
+): # a sequence classifier of transformers in fp32
+    "A fine-tuned classifier from its folder; ValueError if it holds none"
     from transformers import AutoModelForSequenceClassification
+    from combcomp.models.encoders import encoder_config
     if not (Path(folder)/"config.json").is_file():
         raise ValueError(f"{rel_path(folder)} holds no config.json; give a folder that transformers' "
                          "save_pretrained wrote")
+    encoder_config(str(folder), "full", "folder")
     model, found = AutoModelForSequenceClassification.from_pretrained(
         str(folder), dtype="float32", use_safetensors=True, local_files_only=True, trust_remote_code=False,
         output_loading_info=True)
@@ -256,7 +258,7 @@ def origin(
     return {k: recorded[k] if isinstance(recorded.get(k), str) else None for k in ("run", "methods", "task")}
 
 def pack_command(
-    id_or_folder:str, # a run's id or its unique beginning, or the transformers folder of a BERT classifier
+    id_or_folder:str, # a run's id or its unique beginning, or the transformers folder of a classifier
     out:str, # the file to write
     force:bool=False, # overwrite it
     outputs:str=None, # folder of rows, models and caches; None is outputs/ of this project
@@ -636,7 +638,7 @@ def smallest_command(
     within:float=0.5, # points of score below the family's largest model, at most
     megabytes:float=None, # of the file, at most
     milliseconds:float=None, # for one text of 128 tokens in OpenVINO, at most
-    family:str="minilm", # minilm or e5 (from pip), bert (from the hub), or a hub name or folder of a BERT
+    family:str="minilm", # minilm or e5 (from pip), bert (from the hub), or a hub name or folder of an encoder
     sizes:str="all", # sizes to try, with commas; all is every one of the family
     methods:str="", # combinations with ; between them; empty is vocabulary, integers, neurons
     limit:int=None, # training examples used; None is all

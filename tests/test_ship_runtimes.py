@@ -24,12 +24,14 @@ from combcomp.basics import file_hashes
 from combcomp.ship.folder import LINKED, REFERENCES
 from combcomp.ship.runtimes import (
     FILES,
+    INPUTS,
     ParityError,
     UNCHECKED,
     VERSION,
     load_about,
     onnx_model,
     pad_batch,
+    runs_in_int8,
     write_about,
 )
 from combcomp.ship.verification import verify
@@ -187,6 +189,20 @@ def test_an_unpacked_model_gives_the_same_file(trained, tok, tmp_path):
         onnx_model(unpack(tmp_path / "m.safetensors")).SerializeToString()
         == onnx_model(model).SerializeToString()
     )
+
+
+@pytest.mark.parametrize("methods", ["", "mp,qat", "qat(bits=4)", "qat(bits=16)"])
+def test_operators_of_onnx_runtime_change_no_bit(methods, trained, tok):
+    "They are written for the int8 layers only, each with its bias"
+    model, val = trained(methods)
+    plain, fused = (onnx_model(model, fused=own) for own in (False, True))
+    own = [n for n in fused.graph.node if n.domain]
+    assert {n.op_type for n in own} <= {"MatMulIntegerToFloat"} and not [n for n in plain.graph.node if n.domain]
+    assert len(own) == sum(map(runs_in_int8, linears(model).values()))
+    ids = tok(list(val[TASKS["accept"].texts[0]][:9]), padding=True, return_tensors="np")
+    feed = {name: ids[name].astype(np.int64) for name in INPUTS}
+    sessions = [ort.InferenceSession(p.SerializeToString()) for p in (plain, fused)]
+    assert np.array_equal(*(session.run(None, feed)[0] for session in sessions))
 
 
 @pytest.mark.parametrize("act", ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "tanh"])

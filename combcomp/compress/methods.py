@@ -9,6 +9,8 @@ __all__ = ['Method', 'strip_parametrizations', 'prepare', 'total_loss', 'convert
 from torch import nn
 from torch.nn.utils import parametrize
 
+from ..models.adapters import adapter_of
+
 # %% ../../nbs/compress/01_methods.ipynb #4a2cb8cb
 class Method:
     "A compression method: four hooks, which do nothing by default"
@@ -61,10 +63,11 @@ def linears(model) -> dict: # name -> nn.Linear
     "Every linear layer: the encoder's, the pooler's and the classifier's"
     return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
 
-def encoder_linears(model) -> dict: # name -> nn.Linear, six per layer
-    "The linear layers of the encoder: query, key, value, attention output, and the two of the feed-forward"
-    return {n: m for n, m in linears(model).items() if ".encoder.layer." in n}
+def encoder_linears(model) -> dict: # name -> nn.Linear; six per layer of a BERT
+    "The linear layers of the encoder: of attention and of the feed-forward"
+    adapter = adapter_of(model)
+    return {n: m for n, m in linears(model).items() if n.startswith(f"{adapter.encoder}.{adapter.layers}.")}
 
 def embeddings(model) -> dict: # name -> nn.Embedding
-    "The three embedding tables: words, positions, segments"
+    "The embedding tables: words, and where a model has them, positions, segments and distances"
     return {n: m for n, m in model.named_modules() if isinstance(m, nn.Embedding)}

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ..spec import MP
+from ..models.adapters import adapter_of
 from .methods import Method, embeddings, encoder_linears
 
 # %% ../../nbs/compress/02_pruning.ipynb #735d35c3
@@ -69,8 +70,8 @@ class Mask(nn.Module):
 
 # %% ../../nbs/compress/02_pruning.ipynb #0d43f659
 def feed_forwards(model) -> list: # of pairs of nn.Linear, (hidden to intermediate, intermediate to hidden)
-    "The two feed-forward layers of each block"
-    return [(layer.intermediate.dense, layer.output.dense) for layer in model.bert.encoder.layer]
+    "The two feed-forward layers of each block; ValueError for an encoder in which they are gated"
+    return adapter_of(model).feed_forwards(model)
 
 def neuron_magnitudes(
     into, out, # weights, (intermediate, hidden) and (hidden, intermediate)
@@ -86,6 +87,8 @@ class Prune(Method):
         self.blocks, self.biases = [], [] # with `neurons`: pairs of layers, and the masks of their neurons
 
     def prepare(self, model):
+        if self.mp.neurons:
+            adapter_of(model).check_neurons()
         self.modules = encoder_linears(model) | (embeddings(model) if self.mp.embeddings else {})
         if not self.modules:
             raise ValueError("mp: this model has no linear layers in an encoder to prune")
@@ -140,7 +143,8 @@ class Prune(Method):
             into.parametrizations.bias.original.data = into.parametrizations.bias.original[kept]
             mask.keep = mask.keep[kept]
             parametrize.remove_parametrizations(into, "bias", leave_parametrized=True)
-            into.out_features = out.in_features = model.config.intermediate_size = len(kept)
+            into.out_features = out.in_features = len(kept)
+            setattr(model.config, adapter_of(model).names[-1], len(kept))
         for name, module in self.modules.items():
             module.weight_pruned = int((~self.masks[name].keep).sum())
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ..spec import PTQ, QAT
+from ..models.adapters import adapter_of
 from .methods import Method, embeddings, linears
 
 # %% ../../nbs/compress/03_quantization.ipynb #33aa80a5
@@ -105,13 +106,18 @@ def fake_quantize_activations(
 # %% ../../nbs/compress/03_quantization.ipynb #51f66246
 class ActivationObserver(nn.Module):
     "Observes the range of activations in training, as running averages, and fake-quantizes to it"
-    def __init__(self, bits):
+    def __init__(self, bits, calls=1): # calls: in a forward pass, whose ranges are joined
         super().__init__()
         self.bits, self.observing, self.low, self.high = bits, True, None, None
+        self.calls, self.seen = calls, []
 
     def observe(self, x):
-        low, high = x.detach().float().aminmax()
-        low, high = low.clamp_max(0), high.clamp_min(0)
+        self.seen.append(torch.stack(x.detach().float().aminmax()))
+        if len(self.seen) < self.calls:
+            return
+        low, high = torch.stack(self.seen).unbind(1)
+        low, high = low.amin().clamp_max(0), high.amax().clamp_min(0)
+        self.seen = []
         if self.low is None:
             self.low, self.high = low, high
         self.low = self.low.to(low.device).lerp(low, 0.05)
@@ -140,11 +146,11 @@ class ActivationObserver(nn.Module):
 
 # %% ../../nbs/compress/03_quantization.ipynb #319a65f3
 def activation_sites(model) -> dict: # name of the module whose input is rounded -> names of its linear layers
-    "Where activations are observed: one site for query, key and value, one for every other linear layer"
-    sites = {}
+    "Where activations are observed: one site for layers with the same input, one for every other linear layer"
+    sites, shared = {}, adapter_of(model).shared
     for name in linears(model):
         parent, _, last = name.rpartition(".")
-        sites.setdefault(parent if last in ("query", "key", "value") else name, []).append(name)
+        sites.setdefault(parent if last in shared else name, []).append(name)
     return sites
 
 # %% ../../nbs/compress/03_quantization.ipynb #b806ac32
@@ -201,7 +207,12 @@ class Quantize(Method):
             parametrize.register_parametrization(module, "weight", self.fake_quants[name], unsafe=True)
         bits, step = self.spec.embeddings, self.spec.step
         round_rows = lambda module, args, out: fake_quantize_gathered(out, bits, step)
-        self.hooks += [module.register_forward_hook(round_rows) for module in embeddings(model).values()]
+        for name, module in embeddings(model).items():
+            if name in adapter_of(model).tables_by_weight(): # a hook would never be called
+                self.fake_quants[name] = FakeQuantWeight(bits, step)
+                parametrize.register_parametrization(module, "weight", self.fake_quants[name], unsafe=True)
+            else:
+                self.hooks.append(module.register_forward_hook(round_rows))
         if self.spec.activations:
             self.prepare_observers(model)
 
@@ -210,7 +221,8 @@ class Quantize(Method):
         round_input = lambda module, args: (module.input_range(args[0]), *args[1:])
         for name in activation_sites(model):
             module = model.get_submodule(name)
-            self.observers[name] = module.input_range = ActivationObserver(self.spec.activations)
+            calls = adapter_of(model).calls(model.config, name)
+            self.observers[name] = module.input_range = ActivationObserver(self.spec.activations, calls)
             self.hooks.append(module.register_forward_pre_hook(round_input))
 
     def step(self, progress):
@@ -224,8 +236,9 @@ class Quantize(Method):
             hook.remove()
         for name, module in linears(model).items():
             fix_weight(module, self.fake_quants[name])
-        for module in embeddings(model).values():
-            fix_weight(module, FakeQuantWeight(self.spec.embeddings, self.spec.step))
+        for name, module in embeddings(model).items():
+            fake_quant = self.fake_quants.get(name, FakeQuantWeight(self.spec.embeddings, self.spec.step))
+            fix_weight(module, fake_quant)
         sites = activation_sites(model)
         for name, observer in self.observers.items():
             scale, zero = observer.qparams()

@@ -9,7 +9,7 @@ __all__ = ['WHOLE', 'PLAIN', 'encode', 'tracking', 'arguments', 'dropout', 'used
            'load_stages', 'compress']
 
 # %% ../../nbs/compress/05_training.ipynb #c17764c7
-import hashlib, json, math, re, shutil, tempfile, time
+import gc, hashlib, json, math, re, shutil, tempfile, time, uuid
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from transformers.integrations import integration_utils
 from ..basics import atomic_write, bad_value, file_hashes, is_disk_error, json_hash, rel_path
 from ..spec import Recipe, info_of, method_name
 from .methods import Method, convert, prepare, total_loss
+from ..models.adapters import ADAPTERS, Adapter, adapter_of
 from ..models.encoders import bf16_is_fast
 from .quantization import calibrate, Quantize
 
@@ -34,10 +35,14 @@ def encode(
     max_length:int=128,
 ): # a Dataset of input_ids, ..., labels, length
     "Tokenize a training set"
-    tokenize = lambda rows: tokenizer(*[rows[t] for t in texts], truncation=True, max_length=max_length)
+    def tokenize(rows):
+        ids = tokenizer(*[rows[t] for t in texts], truncation=True, max_length=max_length)
+        return {**ids, "length": [len(i) for i in ids["input_ids"]]}
     dropped = [c for c in data.column_names if c not in ("label", "teacher")]
-    out = data.map(tokenize, batched=True, remove_columns=dropped, desc="tokenizing")
-    return out.add_column("length", [len(i) for i in out["input_ids"]]).rename_column("label", "labels")
+    # a fingerprint of its own, as hashing a tokenizer takes longer than a small set; so nothing is cached on disk
+    made = dict(keep_in_memory=True, load_from_cache_file=False, new_fingerprint=uuid.uuid4().hex)
+    out = data.map(tokenize, batched=True, remove_columns=dropped, desc="tokenizing", **made)
+    return out.rename_column("label", "labels")
 
 # %% ../../nbs/compress/05_training.ipynb #53c70e9d
 def tracking(
@@ -130,13 +135,14 @@ class Standardize(Method):
     def __init__(self, mean:float, std:float): self.mean, self.std = mean, std
 
     def prepare(self, model):
-        parametrize.register_parametrization(model.classifier, "weight", Affine(self.std))
-        parametrize.register_parametrization(model.classifier, "bias", Affine(self.std, self.mean))
+        self.head = model.get_submodule(adapter_of(model).head)
+        parametrize.register_parametrization(self.head, "weight", Affine(self.std))
+        parametrize.register_parametrization(self.head, "bias", Affine(self.std, self.mean))
 
     def loss(self, loss, out, batch): return loss/self.std**2
 
     def convert(self, model):
-        parametrize.remove_parametrizations(model.classifier, "bias", leave_parametrized=True)
+        parametrize.remove_parametrizations(self.head, "bias", leave_parametrized=True)
 
 def standardize(
     model, data, # of `encode`
@@ -150,16 +156,14 @@ def standardize(
     return [Standardize(labels.mean().item(), max(labels.std().item(), 1e-6))]
 
 # %% ../../nbs/compress/05_training.ipynb #6a0d6e03
-def rate_share(name:str, layers:int, recipe:Recipe) -> float: # 1 for the topmost layer
+def rate_share(
+    name:str, layers:int, # of a parameter, and in the encoder
+    recipe:Recipe,
+    adapter:Adapter=ADAPTERS["bert"], # of the encoder
+) -> float: # 1 for the topmost layer
     "The learning rate of a parameter as a share of the peak rate"
-    if not name.startswith("bert."):
-        return recipe.head
-    layer = re.search(r"\.layer\.(\d+)\.", name)
-    if layer:
-        depth = layers - 1 - int(layer[1])
-    else:
-        depth = layers if ".embeddings." in name else 0
-    return recipe.layer_decay**depth
+    depth = adapter.depth(name, layers)
+    return recipe.head if depth is None else recipe.layer_decay**depth
 
 # %% ../../nbs/compress/05_training.ipynb #acb9aa46
 def state_tensors(model) -> dict: # name -> contiguous tensor
@@ -175,7 +179,8 @@ class CompressionTrainer(Trainer):
         optimizer_cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
         decayed, groups = {*self.get_decay_parameter_names(self.model)}, {}
         for name, p in self.model.named_parameters():
-            share = rate_share(name, self.model.config.num_hidden_layers, self.recipe)
+            layers, adapter = self.model.config.num_hidden_layers, adapter_of(self.model)
+            share = rate_share(name, layers, self.recipe, adapter)
             groups.setdefault((share, name in decayed), []).append(p)
         rate, decay = self.args.learning_rate, {True: self.args.weight_decay, False: 0.0}
         self.optimizer = optimizer_cls([dict(params=p, lr=rate*share, weight_decay=decay[is_decayed])
@@ -336,6 +341,8 @@ def fit(
         if newest:
             step, seconds = Path(newest).name.split("-")[1], notes["seconds"]
             log(f"  resumed at step {step}, after {seconds:.0f} s of training", flush=True)
+        gc.freeze() # Trainer collects garbage, which takes half a second among all that is imported
+        stack.callback(gc.unfreeze)
         try:
             result = trainer.train(resume_from_checkpoint=newest)
         except Exception as e:

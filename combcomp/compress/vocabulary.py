@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..spec import Vocab, info_of
+from ..models.adapters import adapter_of
 from combcomp.models.tokenizers import (
     check_rows, choose_pieces, count_pieces, tokenizer_parts, trim_tokenizer,
 )
@@ -41,11 +42,14 @@ def keep_rows(
     "Keep some rows of the table of word pieces, in place"
     table = model.get_input_embeddings()
     place = {old: new for new, old in enumerate(kept)}
-    padding = place.get(table.padding_idx)
+    padding, pad = place.get(table.padding_idx), model.config.pad_token_id
+    if adapter_of(model).after_padding and place.get(pad) != pad: # the table of positions counts from there
+        raise ValueError(f"vocab: positions of this encoder begin after the id of the padding, {pad}, and it "
+                         f"would become {place.get(pad)}; it must be among the first pieces, as in RoBERTa")
     smaller = nn.Embedding(len(kept), table.embedding_dim, padding_idx=padding, device="meta")
     smaller.weight = nn.Parameter(table.weight[kept].clone())
     model.set_input_embeddings(smaller)
-    model.config.vocab_size, model.config.pad_token_id = len(kept), place.get(model.config.pad_token_id)
+    model.config.vocab_size, model.config.pad_token_id = len(kept), place.get(pad)
 
 # %% ../../nbs/compress/06_vocabulary.ipynb #5ae8be5e
 def tokenizer_methods(

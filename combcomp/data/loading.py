@@ -72,7 +72,7 @@ def split_train(
     "Take a part of a training set"
     if limit is None:
         return train, train.select([])
-    order, n = stratified_order(train["label"], not task.labels), max(0, limit)
+    order, n = stratified_order(train["label"][:], not task.labels), max(0, limit)
     return train.select(order[:n]), train.select(order[n:])
 
 def held_out_rows(rows:int) -> int: # of a training set with that many rows
@@ -83,7 +83,7 @@ def hold_out(
     task:Task, data, # its splits
 ): # a DatasetDict of train and the task's first evaluation split, both from the training set
     "Use the last `held_out_rows` of the training set in place of the evaluation splits"
-    order = stratified_order(data["train"]["label"], not task.labels)
+    order = stratified_order(data["train"]["label"][:], not task.labels)
     n = len(order) - held_out_rows(len(order))
     train, held = (data["train"].select(part) for part in (order[:n], order[n:]))
     return type(data)({"train": train, task.evals[0]: held})
@@ -109,7 +109,7 @@ def load_task(
     data["train"], _ = split_train(task, data["train"], limit)
     if not len(data["train"]):
         raise ValueError(f"{task.title}: the training set is empty")
-    labels = label_vector(task, data["train"]["label"])
+    labels = label_vector(task, data["train"]["label"][:])
     if len(np.unique(labels)) < 2:
         raise ValueError(f"{task.title}: all {len(labels)} training rows have the label {labels[0]}; use a "
                          "larger limit")

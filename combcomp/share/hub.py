@@ -12,6 +12,7 @@ import numpy as np
 
 from ..basics import bad_value, check_size, expanded, hub, online, outputs_dir, read_json, rel_path
 from ..spec import FAMILIES, portable, Run
+from ..models.adapters import adapter_of
 from ..models.encoders import from_hub, load_tokenizer, predict
 from ..models.tokenizers import check_case
 from ..ship.packed_file import (
@@ -210,7 +211,7 @@ class Loaded:
     "A classifier in PyTorch: `predict` gives labels, `probabilities` and `logits` numbers, `about` describes it"
     def __init__(self, model, tokenizer, row=None):
         self.model, self.tokenizer, self.row = model, tokenizer, row
-        names, positions = model.config.id2label, model.config.max_position_embeddings
+        names, positions = model.config.id2label, adapter_of(model).positions(model.config)
         reads = trained_on(model)
         max_length = reads["max_length"] or (row or {}).get("max_length") # older files leave it to the row
         if not isinstance(max_length, int) or not 3 <= max_length <= positions:

@@ -226,7 +226,8 @@ def describe_answers(row, labels) -> str:
         more = f" and {len(labels) - 20:,} more"*(len(labels) > 20)
         answers = f" Its answers: {', '.join(map(code_span, labels[:20]))}{more}."*bool(labels)
     size = f" It takes {row['mb_file']:.2f} MB." if row.get("mb_file") else ""
-    return f"A BERT that answers {asked}{answers}{size}"
+    kind = "BERT" if row["family"] in FAMILIES else "text encoder"
+    return f"A {kind} that answers {asked}{answers}{size}"
 
 def describe_scores(row, table) -> str: # `table` is from `score_table`
     "What the scores are, and whether the model is of use"
@@ -307,7 +308,7 @@ def metadata(row, license) -> str: # YAML
                         dataset_split=known.evals[0] if known else "validation",
                         metric_type=one_line(row["metric"]), metric_value=row[row["metric"]])
     infos = [info_of(options) for stage in parse(row["methods"]) for options in stage]
-    tags = ["bert", *dict.fromkeys(info.tag or info.label for info in infos)]
+    tags = ["bert"]*(row["family"] in FAMILIES) + [*dict.fromkeys(info.tag or info.label for info in infos)]
     name = "-".join([row["family"], row["size"], title, row["methods"] or "none"])
     language = (known and known.language) or None
     card = ModelCardData(license=license, base_model=base_model(row), language=language,

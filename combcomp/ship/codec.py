@@ -63,9 +63,11 @@ def encode_integers(
     bits:int,
 ) -> dict: # array name -> words or counts
     "Integers as coded byte streams"
-    symbols, parts = v.astype(np.int32) + (2**(bits - 1) - 1), {}
+    symbols, parts = v.astype(np.int32), {}
+    symbols += 2**(bits - 1) - 1
     for name, shift in streams(bits).items():
-        parts[name], parts[name + ".counts"] = encode(symbols >> shift & 255)
+        one = symbols if bits <= 8 else symbols >> shift & 255
+        parts[name], parts[name + ".counts"] = encode(one)
     return parts
 
 def decode_integers(

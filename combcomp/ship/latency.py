@@ -18,6 +18,7 @@ from ..basics import installed_version, environment, check_number, bad_value
 from ..spec import parse
 from .runtimes import Exported, instructions, load_about, load_exported
 from ..compress.methods import prepare, total_loss
+from ..models.adapters import adapter_of
 from ..models.encoders import bf16_is_fast, load_model
 from ..compress.training import build
 
@@ -155,7 +156,9 @@ def torch_session(
 ): # a function of arrays, as from `tokens`
     "A PyTorch model as a function from arrays to logits, of shape (batch, labels)"
     model.eval()
+    reads = adapter_of(model).inputs(model.config)
     def session(feed):
+        feed = {name: feed[name] for name in reads if name in feed}
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             return model(**{k: torch.from_numpy(v) for k, v in feed.items()}).logits.float().numpy()
     return session

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/ship/03_model_size.ipynb #4915ce32
 from __future__ import annotations
+from ..models.adapters import adapter_of
 from .packed_file import inspect, marks_of
 
 # %% auto #0
@@ -11,19 +12,19 @@ __all__ = ['tensors', 'without_embeddings', 'vector_bits', 'paper_bytes', 'packe
 
 # %% ../../nbs/ship/03_model_size.ipynb #8c9940d3
 def tensors(
-    model, # a BertForSequenceClassification
-) -> list: # of dict: name, shape, numel, bits (32 if not rounded), pruned (positions removed)
+    model, # a sequence classifier of transformers
+) -> list: # of dict: name, part (embeddings, encoder, head), shape, numel, bits (32 if not rounded), pruned
     "Each parameter with its bits and its pruned positions"
-    out = []
+    out, part = [], adapter_of(model).part
     for name, p in model.named_parameters():
         marks = marks_of(model, name)
-        row = dict(name=name, shape=tuple(p.shape), numel=p.numel(), bits=marks.bits, pruned=marks.pruned)
-        out.append(row)
+        out.append(dict(name=name, part=part(name), shape=tuple(p.shape), numel=p.numel(), bits=marks.bits,
+                        pruned=marks.pruned))
     return out
 
 def without_embeddings(rows): # from `tensors`
-    "The tensors outside of the embedding layer"
-    return [t for t in rows if not t["name"].startswith("bert.embeddings.")]
+    "The tensors that are not embedding tables, and not in the embedding layer"
+    return [t for t in rows if t["part"] != "embeddings"]
 
 # %% ../../nbs/ship/03_model_size.ipynb #bc82993f
 def vector_bits(
@@ -39,7 +40,7 @@ def paper_bytes(
 ) -> float:
     "Weights kept x bits / 8, over the encoder"
     bits = lambda t: vector_bits if len(t["shape"]) == 1 else t["bits"]
-    return sum((t["numel"] - t["pruned"]) * bits(t) / 8 for t in rows if t["name"].startswith("bert."))
+    return sum((t["numel"] - t["pruned"]) * bits(t) / 8 for t in rows if t["part"] != "head")
 
 # %% ../../nbs/ship/03_model_size.ipynb #71eb2f55
 def packed_bytes(
@@ -54,7 +55,7 @@ def packed_bytes(
 
 # %% ../../nbs/ship/03_model_size.ipynb #65749b22
 def counts(
-    model, # a BertForSequenceClassification
+    model, # a sequence classifier of transformers
 ) -> dict: # parameters, nonzeros, sparsity (of the pruned tensors, 0 to 1)
     "Number of parameters, and how many are not zero"
     rows = tensors(model)
@@ -65,7 +66,7 @@ def counts(
 
 # %% ../../nbs/ship/03_model_size.ipynb #5aeec602
 def sizes_of(
-    model, # a converted BertForSequenceClassification
+    model, # a converted sequence classifier of transformers
     file=None, # that `pack` wrote for it; without it mb_file is None
 ) -> dict: # mb_paper, mb_packed, mb_file, mb_onnx, each also with _noemb; parameters, nonzeros, sparsity
     "The sizes of a model in decimal MB; CorruptFile if `file` is damaged"

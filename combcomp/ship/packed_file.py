@@ -13,55 +13,37 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import PreTrainedModel
 
 from ..basics import atomic_bytes, bad_value, check_number, expanded, rel_path
+from ..models.adapters import adapter_for, adapter_of
 from ..models.tokenizers import dump_tokenizer, parse_tokenizer
 from ..compress.quantization import QLinear
 from .codec import check_array, restore, smallest, streams
 
 # %% auto #0
-__all__ = ['FIELDS', 'CHOICES', 'OPTIONAL', 'READS', 'FORMAT', 'VERSIONS', 'TOKENIZER', 'WIDEST', 'MAX_BYTES', 'WIDTHS',
-           'check_config', 'trained_on', 'skeleton', 'Marks', 'marks_of', 'integers', 'checksum', 'tensor_record',
-           'check_plain', 'check_grid', 'canonical_json', 'write_header', 'read_header', 'array_names', 'CorruptFile',
-           'TooLarge', 'Packed', 'open_packed', 'inspect', 'temperature_of', 'pack', 'change_info', 'plain_arrays',
-           'entropy_bytes', 'other_sizes', 'tokenizer_bytes', 'read_tensor', 'unpack', 'stored_tokenizer']
+__all__ = ['READS', 'FORMAT', 'VERSIONS', 'TOKENIZER', 'WIDEST', 'MAX_BYTES', 'WIDTHS', 'check_config', 'trained_on', 'skeleton',
+           'Marks', 'marks_of', 'integers', 'checksum', 'tensor_record', 'check_plain', 'check_grid', 'canonical_json',
+           'write_header', 'read_header', 'array_names', 'CorruptFile', 'TooLarge', 'Packed', 'open_packed', 'inspect',
+           'temperature_of', 'pack', 'change_info', 'plain_arrays', 'entropy_bytes', 'other_sizes', 'tokenizer_bytes',
+           'read_tensor', 'unpack', 'stored_tokenizer']
 
 # %% ../../nbs/ship/02_packed_file.ipynb #fb8452e5
-FIELDS = dict(
-    vocab_size=(int, 1, 10**6), hidden_size=(int, 1, 4096), num_hidden_layers=(int, 0, 48),
-    num_attention_heads=(int, 1, 128), intermediate_size=(int, 1, 32768),
-    max_position_embeddings=(int, 1, 16384), type_vocab_size=(int, 1, 1024), pad_token_id=(int, 0, 10**6),
-    layer_norm_eps=(float, 0, 1), initializer_range=(float, 0, 10), chunk_size_feed_forward=(int, 0, 16384),
-    hidden_dropout_prob=(float, 0, 1), attention_probs_dropout_prob=(float, 0, 1),
-    classifier_dropout=(float, 0, 1))
-CHOICES = dict(
-    hidden_act=("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "tanh"),
-    problem_type=(None, "regression", "single_label_classification", "multi_label_classification"))
-OPTIONAL = ("pad_token_id", "classifier_dropout")   # may be None
 READS = ("max_length", "pairs", "cased")   # what a model was trained to read
-
 
 # %% ../../nbs/ship/02_packed_file.ipynb #2f9602a2
 def check_config(
-    given:dict, # fields of a BertConfig
+    given:dict, # fields of a configuration of transformers
 ) -> dict: # the known fields
     "The part of a configuration that a file may hold; ValueError for a value out of bounds"
-    out = {k: None if k in OPTIONAL and given[k] is None else check_number("config", k, given[k], *bounds)
-           for k, bounds in FIELDS.items()}
-    for k, allowed in CHOICES.items():
-        if (v := given[k]) is not None and not isinstance(v, str) or v not in allowed:
-            bad_value("config", k, v, allowed)
-        out[k] = v
-    if (out["pad_token_id"] or 0) >= out["vocab_size"]:
-        bad_value("config", "pad_token_id", out["pad_token_id"], "less than vocab_size")
-    if out["hidden_size"] % out["num_attention_heads"]:
-        bad_value("config", "num_attention_heads", out["num_attention_heads"], "a divisor of hidden_size")
+    model_type = given.get("model_type", "bert")
+    adapter = adapter_for(model_type, "config", "model_type")
+    out = adapter.check(given)
     if not isinstance(given.get("combcomp", {}), dict):
         bad_value("config", "combcomp", given["combcomp"], "a dict")
     for k, v in given.get("combcomp", {}).items():
         if k == "max_length":
-            check_number("config", k, v, int, 3, out["max_position_embeddings"])
+            check_number("config", k, v, int, 3, adapter.positions(out))
         elif k in READS and not isinstance(v, bool):
             bad_value("config", k, v, "true or false")
     names = given["id2label"]
@@ -69,7 +51,8 @@ def check_config(
     if not ok or not 1 <= len(names) <= 10**5 or {*map(str, names)} != {*map(str, range(len(names)))}:
         bad_value("config", "id2label", names, "names of the labels 0, 1, ...")
     labels = {str(i): v for i, v in sorted((int(i), v) for i, v in names.items())}
-    return out | dict(id2label=labels) | {k: given[k] for k in ["combcomp"] if k in given}
+    of_type = {} if model_type == "bert" else dict(model_type=model_type)
+    return out | of_type | dict(id2label=labels) | {k: given[k] for k in ["combcomp"] if k in given}
 
 # %% ../../nbs/ship/02_packed_file.ipynb #4ead0002
 def trained_on(
@@ -82,12 +65,13 @@ def trained_on(
 # %% ../../nbs/ship/02_packed_file.ipynb #48ca8426
 def skeleton(
     config:dict, # from `check_config`
-) -> BertForSequenceClassification: # on the meta device: shapes only
+) -> PreTrainedModel: # on the meta device: shapes only
     "The model that a configuration describes, without memory for its weights"
+    adapter = adapter_for(config.get("model_type", "bert"), "config", "model_type")
     labels = {int(i): v for i, v in config["id2label"].items()}
-    names = dict(id2label=labels, label2id={v: i for i, v in labels.items()})
+    fields = {k: v for k, v in config.items() if k not in ("id2label", "model_type")}
     with torch.device("meta"):
-        return BertForSequenceClassification(BertConfig(**config | names, dtype="float32")).eval()
+        return adapter.build(fields, labels)
 
 # %% ../../nbs/ship/02_packed_file.ipynb #a1c30002
 class Marks(NamedTuple):
@@ -149,10 +133,18 @@ def check_plain(
     model, where:str="pack", # for the message
 ) -> dict: # its checked configuration
     "Check that a model is exactly what `skeleton` builds from its configuration; ValueError if not"
-    if not isinstance(model, BertForSequenceClassification):
-        raise ValueError(f"{where}: a {type(model).__name__} is no BertForSequenceClassification")
-    if model.config.is_decoder or model.config.add_cross_attention:
+    kind = type(model).__name__
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"{where}: a {kind} is no BertForSequenceClassification, and no other classifier of "
+                         "transformers")
+    adapter = adapter_of(model, where)
+    if not isinstance(model, adapter.model_class()):
+        raise ValueError(f"{where}: a {kind} is no {adapter.model_class().__name__}")
+    if any(getattr(model.config, k, False) for k in ("is_decoder", "add_cross_attention")):
         raise ValueError(f"{where}: the model is a decoder; only encoders are supported")
+    every = [id(p) for _, p in model.named_parameters(remove_duplicate=False)]
+    if len(every) > len({*every}):
+        raise ValueError(f"{where}: two tensors of the model are one; give each a copy of its own")
     config = check_config(model.config.to_dict())
     have, want = ({k: (tuple(v.shape), v.dtype) for k, v in m.state_dict().items()}
                   for m in (model, skeleton(config)))
@@ -241,7 +233,7 @@ class Packed(NamedTuple):
     "An open packed file whose header is checked"
     file: safe_open
     header: dict
-    model: BertForSequenceClassification # on the meta device
+    model: PreTrainedModel # on the meta device
     arrays: dict # from `array_names`
 
 @contextmanager
@@ -289,7 +281,8 @@ def inspect(
             slices = [packed.file.get_slice(a) for a in packed.arrays[name].values()]
             size = sum(int(np.prod(s.get_shape(), dtype=np.int64))*WIDTHS[s.get_dtype()] for s in slices)
             tensors[name] = {k: v for k, v in record.items() if k != "check"} | dict(bytes=size)
-        embeddings = sum(r["bytes"] for k, r in tensors.items() if k.startswith("bert.embeddings."))
+        part = adapter_of(packed.model).part
+        embeddings = sum(r["bytes"] for k, r in tensors.items() if part(k) == "embeddings")
         return packed.header | dict(bytes=os.stat(path).st_size, embeddings=embeddings, tensors=tensors)
 
 # %% ../../nbs/ship/02_packed_file.ipynb #2c178423
@@ -301,7 +294,7 @@ def temperature_of(
     return check_number("info", "temperature", given, float, 0.01, 100)
 
 def pack(
-    model:BertForSequenceClassification, # converted: plain modules in float32
+    model:PreTrainedModel, # converted: plain modules in float32
     path, # where to write; an existing file is replaced
     tokenizer="", # hub name of the tokenizer, kept as it is; or a tokenizer, which is put into the file
     info:dict|None=None, # anything JSON can hold, kept as it is; `temperature` is that of the probabilities
@@ -405,16 +398,14 @@ def read_tensor(
 def unpack(
     path, # a file that `pack` wrote
     max_bytes:float=MAX_BYTES, # of the weights in memory; `TooLarge` for more
-) -> BertForSequenceClassification: # on the CPU, in eval mode
+) -> PreTrainedModel: # on the CPU, in eval mode
     "Read a model back, bit for bit; CorruptFile if anything about the file is wrong"
     with open_packed(path, max_bytes) as packed:
         model, records = packed.model, packed.header["tensors"]
         tensors = {name: read_tensor(packed, name) for name in records}
         tokenizer_bytes(packed)
         model.load_state_dict({name: weight for name, (weight, _) in tensors.items()}, assign=True)
-        embeddings = model.bert.embeddings   # has two buffers that no file holds
-        embeddings.position_ids = torch.arange(len(embeddings.position_embeddings.weight))[None]
-        embeddings.token_type_ids = torch.zeros_like(embeddings.position_ids)
+        adapter_of(model).fill_buffers(model)
         for name, (_, scale) in tensors.items():
             module = marks_of(model, name).module
             if scale is not None:

@@ -14,6 +14,7 @@ import numpy as np
 from ..basics import (
     bad_value, check_number, check_size, expanded, file_hash, file_hashes, json_hash, read_json, rel_path)
 from ..spec import portable
+from ..models.adapters import ADAPTERS, Adapter, adapter_of
 from ..models.encoders import by_length
 from ..data.tasks import majority, metrics, score, task_of
 from ..data.loading import load_task
@@ -23,15 +24,15 @@ from .folder import (
     write_readme, write_references)
 
 # %% auto #0
-__all__ = ['INPUTS', 'FAST', 'FILES', 'PRECISIONS', 'WANTED', 'ABOUT', 'FORMAT', 'VERSION', 'VERSIONS', 'UNCHECKED',
-           'TOKENIZER_MB', 'ANOTHER', 'VNNI', 'require', 'Graph', 'runs_in_int8', 'as_array', 'stored_weight', 'linear',
-           'lookup', 'layer_norm', 'embeddings', 'attention', 'activation', 'transformer_layer', 'onnx_model',
-           'proto_sizes', 'onnx_sizes', 'instructions', 'onnx_session', 'openvino_has_bf16', 'openvino_session',
-           'write_model', 'check_encoding', 'check_texts', 'check_batch_size', 'pad_batch', 'Exported', 'write_about',
-           'model_name', 'check_files', 'load_tokenizer_file', 'check_outputs', 'load_about', 'made_with',
-           'differences', 'Compared', 'compare_references', 'load_exported', 'ParityError', 'parity',
-           'allowed_difference', 'replace_folder', 'write_export', 'store_references', 'find_validation',
-           'find_tokenizer', 'export']
+__all__ = ['ONNX_RUNTIME', 'INPUTS', 'FAST', 'FILES', 'PRECISIONS', 'WANTED', 'ABOUT', 'FORMAT', 'VERSION', 'VERSIONS',
+           'UNCHECKED', 'TOKENIZER_MB', 'ANOTHER', 'VNNI', 'require', 'Graph', 'runs_in_int8', 'as_array',
+           'stored_weight', 'linear', 'lookup', 'layer_norm', 'embeddings', 'attention', 'activation',
+           'transformer_layer', 'has_own_graph', 'graph_inputs', 'onnx_model', 'proto_sizes', 'onnx_sizes',
+           'instructions', 'onnx_session', 'openvino_has_bf16', 'openvino_session', 'write_model', 'check_encoding',
+           'check_texts', 'check_batch_size', 'pad_batch', 'Exported', 'write_about', 'model_name', 'check_files',
+           'load_tokenizer_file', 'check_outputs', 'load_about', 'made_with', 'differences', 'Compared',
+           'compare_references', 'load_exported', 'ParityError', 'parity', 'allowed_difference', 'replace_folder',
+           'write_export', 'store_references', 'find_validation', 'find_tokenizer', 'export']
 
 # %% ../../nbs/ship/04_runtimes.ipynb #d9d238e0
 def require(
@@ -45,8 +46,8 @@ def require(
 
 class Graph:
     "An ONNX graph that is built node by node: a call adds a node and returns the name of its output"
-    def __init__(self):
-        self.nodes, self.arrays, self.helper = [], {}, require("onnx").helper
+    def __init__(self, fused=False): # with operators of ONNX Runtime, which no other runtime has
+        self.nodes, self.arrays, self.helper, self.fused = [], {}, require("onnx").helper, fused
 
     def __call__(self, op, *inputs, **attributes):
         name = f"{op}_{len(self.nodes)}"
@@ -59,6 +60,8 @@ class Graph:
         return name
 
 # %% ../../nbs/ship/04_runtimes.ipynb #45f0dff9
+ONNX_RUNTIME = "com.microsoft"   # the domain of its own operators
+
 def runs_in_int8(module) -> bool: # weight and input have 8 bits or fewer
     "Can a linear layer be computed in int8?"
     return getattr(module, "weight_bits", 32) <= 8 and getattr(module, "input_bits", 32) <= 8
@@ -80,18 +83,24 @@ def stored_weight(g, module, name, transposed=False): # names of weight and scal
 
 def linear(g, x, module, name):
     "x W' + b, in integers if the layer was trained for that"
+    int8 = runs_in_int8(module)
     if (bits := getattr(module, "input_bits", 32)) <= 8:
         scale, zero = float(module.input_scale), int(module.input_zero)
         grid = g.constant(scale, np.float32), g.constant(zero, np.uint8)
         top = g.constant((2**bits - 1 - zero)*scale, np.float32)
         x = g("QuantizeLinear", x if bits == 8 else g("Min", x, top), *grid)
-        x = g("DequantizeLinear", x, *grid)
+        x = x if g.fused and int8 else g("DequantizeLinear", x, *grid)
     w, scale = stored_weight(g, module, name, transposed=True)
-    if scale and runs_in_int8(module):
-        w = g("DequantizeLinear", w, scale, g.constant(np.zeros(module.out_features), np.int8), axis=1)
-    elif scale:
+    zeros = g.constant(np.zeros(module.out_features), np.int8) if int8 else None
+    if int8 and not g.fused:
+        w = g("DequantizeLinear", w, scale, zeros, axis=1)
+    elif scale and not int8:
         w = g("Mul", g("Cast", w, to=1), scale)   # 1 is float32
-    return g("Add", g("MatMul", x, w), g.constant(as_array(module.bias), name=f"{name}.bias"))
+    bias = as_array(module.bias)
+    if g.fused and int8:
+        bias = g.constant(bias, name=f"{name}.bias")
+        return g("MatMulIntegerToFloat", x, w, grid[0], scale, grid[1], zeros, bias, domain=ONNX_RUNTIME)
+    return g("Add", g("MatMul", x, w), g.constant(bias, name=f"{name}.bias"))
 
 # %% ../../nbs/ship/04_runtimes.ipynb #631ea315
 def lookup(g, ids, module, name):
@@ -150,13 +159,28 @@ def transformer_layer(g, x, queries, mask, layer, name, config):
 # %% ../../nbs/ship/04_runtimes.ipynb #b045c946
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
+def has_own_graph(model) -> bool:
+    "Is a model's graph the one above, with all of `INPUTS`? Other graphs are traced"
+    adapter = adapter_of(model, "export")
+    return adapter.own_graph and adapter.inputs(model.config) == INPUTS
+
+def graph_inputs(model, tokenizer) -> tuple: # of names
+    "What the graph of a model reads: what both the model and its tokenizer know"
+    known = adapter_of(model).inputs(model.config)
+    return INPUTS if has_own_graph(model) else tuple(n for n in known if n in tokenizer.model_input_names)
+
 def onnx_model(
-    model, # a converted `BertForSequenceClassification`
+    model, # a converted sequence classifier of transformers
+    inputs:tuple|None=None, # names of what an encoder other than BERT reads; None is all that it can
+    fused:bool=False, # with operators that only ONNX Runtime has, for BERT
 ): # an onnx.ModelProto
     "A model as an ONNX graph, its quantized layers in int8; ValueError for a model that is not plain"
     from combcomp.ship.packed_file import check_plain
+    from combcomp.ship.tracing import traced_model
     check_plain(model, "export")
-    g, config, layers, onnx = Graph(), model.config, model.bert.encoder.layer, require("onnx")
+    if not has_own_graph(model):
+        return traced_model(model, inputs)
+    g, config, layers, onnx = Graph(fused), model.config, model.bert.encoder.layer, require("onnx")
     x = embeddings(g, model.bert.embeddings)
     axes, one = g.constant([1, 2], np.int64), g.constant(1, np.float32)
     padding = g("Sub", one, g("Unsqueeze", g("Cast", "attention_mask", to=1), axes))
@@ -172,18 +196,21 @@ def onnx_model(
     arrays = [onnx.numpy_helper.from_array(v, k) for k, v in g.arrays.items()]
     graph = g.helper.make_graph(g.nodes, "bert", [value(n, types.INT64, ["batch", "length"]) for n in INPUTS],
                                 [value("logits", types.FLOAT, ["batch", config.num_labels])], arrays)
-    return g.helper.make_model(graph, opset_imports=[g.helper.make_opsetid("", 20)], ir_version=9,
-                               producer_name="combcomp")
+    operators = [g.helper.make_opsetid("", 20), *[g.helper.make_opsetid(ONNX_RUNTIME, 1)]*fused]
+    return g.helper.make_model(graph, opset_imports=operators, ir_version=9, producer_name="combcomp")
 
 # %% ../../nbs/ship/04_runtimes.ipynb #3bedafff
-def proto_sizes(proto) -> dict: # mb_onnx, mb_onnx_noemb
+def proto_sizes(
+    proto, # of `onnx_model`
+    adapter:Adapter=ADAPTERS["bert"], # of its encoder
+) -> dict: # mb_onnx, mb_onnx_noemb
     "Decimal MB of an ONNX model, with and without its embedding tables"
-    tables = sum(t.ByteSize() for t in proto.graph.initializer if t.name.startswith("bert.embeddings."))
+    tables = sum(t.ByteSize() for t in proto.graph.initializer if adapter.part(t.name) == "embeddings")
     return dict(mb_onnx=proto.ByteSize()/1e6, mb_onnx_noemb=(proto.ByteSize() - tables)/1e6)
 
 def onnx_sizes(model) -> dict: # mb_onnx, mb_onnx_noemb
     "Decimal MB of the ONNX file of a model, with and without embeddings"
-    return proto_sizes(onnx_model(model))
+    return proto_sizes(onnx_model(model), adapter_of(model))
 
 # %% ../../nbs/ship/04_runtimes.ipynb #f18e7b3e
 FAST = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8",
@@ -221,7 +248,7 @@ def openvino_session(file, threads, precision, shape=None, config={}): # a funct
     core = require("openvino").Core()
     model = core.read_model(str(file))
     if shape:
-        model.reshape({name: shape for port in model.inputs for name in port.names})
+        model.reshape({i.get_any_name(): shape for i in model.inputs})
     properties = {"PERFORMANCE_HINT": "LATENCY", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
                   "INFERENCE_PRECISION_HINT": precision if openvino_has_bf16() else "f32"}
     if threads:
@@ -288,15 +315,15 @@ def pad_batch(
     encodings, # of `tokenizers`
     pad:int, # id of the padding token
     shape=None, # (batch, length); None is the smallest that holds them
-    inputs=INPUTS, # names of those that the model reads
+    inputs:tuple=INPUTS, # those of them that the model reads
 ) -> dict: # int64 arrays by the names of the inputs
     "Tokenized texts as rectangular arrays"
     shape = shape or (len(encodings), max(len(e.ids) for e in encodings))
     feed = {name: np.full(shape, pad if name == "input_ids" else 0, np.int64) for name in inputs}
     for i, e in enumerate(encodings):
-        for name, row in zip(INPUTS, (e.ids, e.attention_mask, e.type_ids)):
-            if name in feed:
-                feed[name][i, :len(row)] = row
+        rows = dict(zip(INPUTS, (e.ids, e.attention_mask, e.type_ids)))
+        for name in inputs:
+            feed[name][i, :len(rows[name])] = rows[name]
     return feed
 
 # %% ../../nbs/ship/04_runtimes.ipynb #96075976
@@ -309,11 +336,11 @@ class Exported:
         batch_size = check_batch_size(batch_size)
         encoded = self.tokenizer.encode_batch(check_texts(texts, self.about.get("pairs")))
         out = np.empty((len(encoded), len(self.about["labels"] or (0,))), np.float32)
-        inputs = self.about.get("inputs", INPUTS)
         if encoded:
             lengths = [len(e.ids) for e in encoded]
             for part in by_length(lengths, self.shape[0] if self.shape else batch_size):
-                feed = pad_batch([encoded[i] for i in part], self.about["pad"], self.shape, inputs)
+                feed = pad_batch([encoded[i] for i in part], self.about["pad"], self.shape,
+                                 self.about.get("inputs", INPUTS))
                 out[part] = self.session(feed)[:len(part)]
         return out
 
@@ -434,12 +461,13 @@ def load_about(
         bad_value(ABOUT, "files", files, "the checksums of the model and the tokenizer")
     if any(Path(name).name != name for name in files):
         bad_value(ABOUT, "files", [*files], "names without folders")
-    inputs = about.get("inputs", [*INPUTS])
-    if not isinstance(inputs, list) or not {*INPUTS[:2]} <= {*map(str, inputs)} <= {*INPUTS}:
-        bad_value(ABOUT, "inputs", inputs, "input_ids, attention_mask and, where it is read, token_type_ids")
+    inputs = about.get("inputs", [*INPUTS]) # earlier exports do not say, and have all
+    if not isinstance(inputs, list) or inputs not in ([*INPUTS], [*INPUTS[:2]]):
+        bad_value(ABOUT, "inputs", inputs, f"the first two or all of {', '.join(INPUTS)}")
     temperature = check_number(ABOUT, "temperature", about.get("temperature", 1.0), float, 0.01, 100)
     bounds = dict(max_length=3, pad=0, vocab_size=1)
-    return about | dict(inputs=inputs, temperature=temperature) | {k: check_number(ABOUT, k, about.get(k), int, low, 10**7) for k, low in bounds.items()}
+    checked = {k: check_number(ABOUT, k, about.get(k), int, low, 10**7) for k, low in bounds.items()}
+    return about | checked | dict(inputs=inputs, temperature=temperature)
 
 # %% ../../nbs/ship/04_runtimes.ipynb #e0000002
 ANOTHER = "the model file or the tokenizer is another one than that of the reference inputs"
@@ -520,7 +548,8 @@ def load_exported(
     tokenizer.enable_truncation(shape[1] if shape else about["max_length"])
     open_session = dict(onnx=onnx_session, openvino=openvino_session)[about["runtime"]]
     session = open_session(Path(folder)/model_name(about), threads, about["precision"], shape)
-    exported = Exported(about, session, tokenizer, shape)
+    read = lambda feed: session({name: feed[name] for name in about["inputs"]}) # others may be in a feed
+    exported = Exported(about, read, tokenizer, shape)
     check_outputs(exported)
     found = compare_references(exported, folder, 2) if verify else None
     if found and found.largest > found.allowed:
@@ -581,7 +610,8 @@ def write_export(
 ) -> dict: # what its JSON file says
     "Write the files of an export into an empty folder, all but its reference inputs and its README"
     from combcomp.compress.methods import linears
-    proto = onnx_model(model)
+    inputs = graph_inputs(model, tokenizer)
+    proto = onnx_model(model, inputs, fused=runtime == "onnx")
     write_model(proto, folder, runtime)
     inputs = [i.name for i in proto.graph.input]
     for name, content in tokenizer_files(tokenizer, inputs, max_length).items():
@@ -593,10 +623,10 @@ def write_export(
     int8 = [runs_in_int8(m) for m in linears(model).values()]
     return dict(format=FORMAT, version=VERSION, runtime=runtime, precision=precision, max_length=max_length,
                 labels=[labels[i] for i in range(len(labels))] if len(labels) > 1 else None,
-                pairs=reads["pairs"], cased=reads["cased"], inputs=inputs, made_with=made_with(runtime),
+                pairs=reads["pairs"], cased=reads["cased"], inputs=[*inputs], made_with=made_with(runtime),
                 pad=tokenizer.pad_token_id, pad_token=tokenizer.pad_token, vocab_size=model.config.vocab_size,
                 **{k: made_by.get(k) for k in ("methods", "task", "run")},
-                int8_layers=sum(int8), float_layers=len(int8) - sum(int8), **proto_sizes(proto),
+                int8_layers=sum(int8), float_layers=len(int8) - sum(int8), **proto_sizes(proto, adapter_of(model)),
                 mb=sum(f.stat().st_size for f in folder.glob("*model.*"))/1e6, parity=None,
                 files=file_hashes(folder, UNCHECKED))
 
@@ -679,7 +709,7 @@ def export(
     allowed = PRECISIONS if runtime == "openvino" else ("f32",)
     if precision not in (None, *allowed):
         bad_value("export", "precision", precision, allowed)
-    positions, reads = model.config.max_position_embeddings, trained_on(model)
+    positions, reads = adapter_of(model, "export").positions(model.config), trained_on(model)
     if max_length is None:
         max_length = reads["max_length"] or min(128, positions)
     max_length = check_number("export", "max_length", max_length, int, 3, positions)

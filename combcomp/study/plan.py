@@ -47,7 +47,7 @@ def numbers(
         bad_value("study", name, text, f"{kind.__name__}s with commas between them")
 
 def study(
-    family:str="minilm", # minilm or e5 (from pip), bert (from the hub), or a hub name or folder of a BERT
+    family:str="minilm", # minilm or e5 (from pip), bert (from the hub), or a hub name or folder
     sizes:str="all", # all those of the family; or some of them, as l6,l2 or base,tiny
     tasks:str="all", # minilm: the five of WordNet; bert, e5: the eight of GLUE; or some of either
     methods:str="all", # the eight subsets of kd, qat, mp; or some with ; between: "kd,qat; mp > qat"

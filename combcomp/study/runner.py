@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['BASE_FACTS', 'MEASURES', 'Context', 'model_file', 'unfinished', 'has_model', 'label', 'Teacher', 'find_teacher',
            'load_teacher', 'named_teacher', 'Prepared', 'training_set', 'known_texts', 'check_positions',
-           'check_length', 'prepare', 'own_tokenizer', 'prepare_ptq', 'Trained', 'tensorboard_folder', 'train',
-           'Scores', 'evaluate', 'Superseded', 'Claim', 'held_out_temperature', 'store', 'claimed', 'make',
-           'make_prerequisites', 'hush', 'hushed', 'check_measures', 'measure_speed', 'measured', 'run_in', 'run']
+           'check_vocabulary', 'check_encoder', 'prepare', 'own_tokenizer', 'prepare_ptq', 'Trained',
+           'tensorboard_folder', 'train', 'Scores', 'evaluate', 'Superseded', 'Claim', 'held_out_temperature', 'store',
+           'claimed', 'make', 'make_prerequisites', 'hush', 'hushed', 'check_measures', 'measure_speed', 'measured',
+           'run_in', 'run']
 
 # %% ../../nbs/study/03_runner.ipynb #967eb09f
 import hashlib, os, shutil, tempfile, time
@@ -24,13 +25,16 @@ from combcomp.basics import (
     remove_leftovers,
 )
 from combcomp.spec import (
-    KD, Run, learning_rate, portable, recipe_epochs, recipe_of, resolve_task, task_title,
+    KD, MP, Run, learning_rate, portable, recipe_epochs, recipe_of, resolve_task, task_title,
     teacher_run,
 )
 from ..data.tasks import Task, majority, metrics, score, task_of
 from ..data.loading import load_task, transfer_set
 from ..data.probabilities import FEWEST, calibration
-from ..models.encoders import from_hub, load_model, load_tokenizer, predict, source
+from ..models.adapters import adapter_of
+from combcomp.models.encoders import (
+    encoder_config, from_hub, kept_by, load_model, load_tokenizer, predict, source,
+)
 from ..models.tokenizers import is_cased
 from ..compress.methods import convert
 from ..compress.distillation import check_labels, check_order, check_teacher, distillation_set
@@ -133,7 +137,9 @@ def load_teacher(
         model = unpack(name)
     else:
         from transformers import AutoModelForSequenceClassification
-        model, info = from_hub(AutoModelForSequenceClassification, name, output_loading_info=True)
+        encoder_config(str(name), "full", "teacher")
+        model, info = from_hub(AutoModelForSequenceClassification, name, output_loading_info=True,
+                               trust_remote_code=False)
         if missing := sorted(info["missing_keys"]):
             raise ValueError(f"teacher: {name} has no trained {missing[0]}; it was never fine-tuned for "
                              "classification")
@@ -145,7 +151,8 @@ def named_teacher(run:Run, data, ctx:Context) -> Teacher:
     task = task_of(run.task, ctx.cache)
     validation = data[task.evals[0]]
     model, tokenizer = load_teacher(run.teacher, task), ctx.tokenizer(run)
-    check_positions(run, model.config.max_position_embeddings, f"the teacher {run.teacher}")
+    check_positions(run, adapter_of(model).positions(model.config), f"the teacher {run.teacher}")
+    check_vocabulary(run, tokenizer, model.config, f"the teacher {run.teacher}")
     logits = predict(model, tokenizer, validation, task.texts, max_length=run.max_length)
     points = score(task, metrics(task, logits, validation["label"]))
     check_order(logits, validation["label"], task)
@@ -200,13 +207,28 @@ def check_positions(
         raise ValueError(f"{label(run)}: max_length={run.max_length} is more than the {positions} positions "
                          f"of {whose}; give max_length={positions} or less")
 
-def check_length(run:Run):
-    "`check_positions` of a run and of those it needs, from their configurations alone"
-    from transformers import AutoConfig
+def check_vocabulary(
+    run:Run, tokenizer, config, # of a model
+    whose:str="the encoder", # for the message
+): # nothing; ValueError if token ids may have no embedding
+    "A model has an embedding for each piece of the tokenizer"
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(f"{label(run)}: the tokenizer has {len(tokenizer):,} pieces, and {whose} has "
+                         f"embeddings for {config.vocab_size:,}; give a model and the tokenizer that it was "
+                         "trained with")
+
+def check_encoder(run:Run, ctx:Context):
+    "Check the encoders of a run and of those it needs, from their configurations and tokenizers alone"
     for needed in prerequisites(run):
-        check_length(needed)
-    config = from_hub(AutoConfig, source(run.family, run.size))
-    check_positions(run, getattr(config, "max_position_embeddings", run.max_length))
+        check_encoder(needed, ctx)
+    config = encoder_config(run.family, run.size)
+    adapter, mp = adapter_of(config), run.combination.options(MP)
+    adapter.check(config.to_dict())
+    kept_by(run.size, config.num_hidden_layers)
+    check_positions(run, adapter.positions(config))
+    check_vocabulary(run, ctx.tokenizer(run), config)
+    if mp and mp.neurons:
+        adapter.check_neurons()
 
 def prepare(run:Run, ctx:Context) -> Prepared:
     "Load or make everything that training needs; missing weights and texts are errors here, not later"
@@ -306,13 +328,13 @@ def evaluate(
     task, values, first = task_of(run.task, cache), {}, None
     for split in [s for s in task.evals if s in data]:
         logits = predict(model, tokenizer, data[split], task.texts, max_length=run.max_length)
-        found = metrics(task, logits, data[split]["label"])
+        found = metrics(task, logits, data[split]["label"][:])
         if first is None:
             first = logits
             values = dict(score=score(task, found), metric=task.headline, **found)
         else:
             values |= {f"{k}_{split.removeprefix('validation_')}": v for k, v in found.items()}
-    labels = data[task.evals[0]]["label"]
+    labels = data[task.evals[0]]["label"][:]
     return Scores(values, first, labels, majority(task, labels))
 
 # %% ../../nbs/study/03_runner.ipynb #a737be7f
@@ -522,7 +544,7 @@ def run_in(
     "`run` in a given context, so that consecutive runs share what is in memory"
     run = resolve_task(run)
     if force or intact_row(run.id, ctx.outputs, ctx.log) is None:
-        check_length(run)
+        check_encoder(run, ctx)
         for method in tokenizer_methods(run.combination.stages):
             method.check(ctx.tokenizer(run))
         make_prerequisites(run, ctx)
