@@ -530,8 +530,8 @@ def read_labels(
     from combcomp.data.text_files import complete_rows, guess_label, label_words
     label = label or guess_label(columns, tuple(texts))
     if label not in columns:
-        raise ValueError(f"{file.name}: no column {label or 'of labels'!r} was found among {', '.join(columns)}; "
-                         "name it with label=")
+        raise ValueError(f"{file.name}: no column {label or 'of labels'!r} was found among "
+                         f"{', '.join(columns)}; name it with label=")
     complete_rows(file.name, columns, [label], None)
     return label_words(columns[label], columns[label])
 

@@ -46,15 +46,16 @@ def fit_temperature(
 FEWEST = 20 # examples for a temperature
 
 class Calibration(NamedTuple):
-    "A temperature, and the expected calibration error without and with one, on examples that it was not fitted to"
+    "A temperature, and the expected calibration error without and with one"
     temperature: float
     before: float
     after: float
     examples: int
 
     def __str__(self):
-        return (f"temperature {self.temperature:.3g}; expected calibration error {self.before:.3f} before and "
-                f"{self.after:.3f} after, on {self.examples:,} examples, each half with the temperature of the other")
+        return (f"temperature {self.temperature:.3g}; expected calibration error {self.before:.3f} before "
+                f"and {self.after:.3f} after, on {self.examples:,} examples, each half with the temperature of "
+                "the other")
 
 def calibration(
     logits, labels, # of examples that the model was not trained on: (examples, classes), and class ids
@@ -65,8 +66,8 @@ def calibration(
     if z.ndim != 2 or z.shape[1] < 2:
         raise ValueError("calibration: the model answers with a number, and a number has no probability")
     if len(z) != len(y) or len(z) < FEWEST:
-        raise ValueError(f"calibration: there are {len(z)} predictions and {len(y)} labels; give the same number "
-                         f"of both, {FEWEST} or more")
+        raise ValueError(f"calibration: there are {len(z)} predictions and {len(y)} labels; give the same "
+                         f"number of both, {FEWEST} or more")
     if not np.isfinite(z).all() or not np.isin(y, range(z.shape[1])).all():
         raise ValueError(f"calibration: a logit is not finite, or a label is none of 0 to {z.shape[1] - 1}")
     order, after = np.random.default_rng(seed).permutation(len(z)), 0.0

@@ -55,7 +55,7 @@ def calibrate(
     place = expanded(place)
     classifier = classifier or (load_exported(place) if (place/ABOUT).is_file() else load(place))
     if classifier.about["labels"] is None:
-        raise ValueError(f"calibrate: {rel_path(place)} answers with a number, and a number has no probability")
+        raise ValueError(f"calibrate: {rel_path(place)} answers with a number, which has no probability")
     ids = label_ids(labels, classifier.about["labels"])
     found = calibration(classifier.logits(texts), ids)
     set_temperature(place, found)

@@ -289,7 +289,7 @@ def inspect(
 def temperature_of(
     info:dict, # of a header
 ) -> float:
-    "The temperature of a model's probabilities; 1 for a file that has none, ValueError if it is no such number"
+    "The temperature of a model's probabilities, 1 if there is none; ValueError for one that cannot be"
     given = info.get("temperature", 1.0) if isinstance(info, dict) else 1.0
     return check_number("info", "temperature", given, float, 0.01, 100)
 

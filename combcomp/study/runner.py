@@ -372,7 +372,7 @@ def held_out_temperature(
     run:Run, task:Task, scores:Scores,
     log=print,
 ) -> dict: # info of a packed file; empty where no part of the training set was held out
-    "The temperature of the probabilities of a model that was evaluated on a held-out part of its training set"
+    "The temperature of a model that was evaluated on a held-out part of its training set, and its effect"
     if run.split != "heldout" or not task.labels or len(scores.labels) < FEWEST:
         return {}
     found = calibration(scores.logits, scores.labels)
