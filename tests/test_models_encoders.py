@@ -488,7 +488,7 @@ def broken(folder, target, **changed):
             "bert",
             dict(model_type="albert"),
             {},
-            "supported types: bert, roberta, xlm-roberta, camembert, electra",
+            "supported types: bert, roberta, camembert, xlm-roberta, electra",
         ),
         ("bert", dict(model_type="secret"), {}, "family='secret' is not allowed"),
         ("bert", dict(auto_map=dict(AutoModel="x.Y")), {}, "brings code of its own"),

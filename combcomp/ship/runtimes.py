@@ -524,7 +524,8 @@ def write_export(
                 pairs=reads["pairs"], cased=reads["cased"],
                 inputs=[*inputs], pad=tokenizer.pad_token_id, vocab_size=model.config.vocab_size,
                 **{k: made_by.get(k) for k in ("methods", "task", "run")},
-                int8_layers=sum(int8), float_layers=len(int8) - sum(int8), **proto_sizes(proto, adapter_of(model)),
+                int8_layers=sum(int8), float_layers=len(int8) - sum(int8),
+                **proto_sizes(proto, adapter_of(model)),
                 mb=sum(f.stat().st_size for f in folder.glob("model.*"))/1e6, parity=None,
                 files=file_hashes(folder, [ABOUT]))
 
