@@ -7,9 +7,10 @@ __all__ = ['CODES', 'RUN', 'GRID', 'STUDY', 'SMALLEST', 'COMMANDS', 'METAVARS', 
            'as_failure', 'run_and_compare', 'conclusion', 'run_command', 'records', 'score_table', 'print_or_exit',
            'grid_command', 'find_model', 'check_free', 'load_checkpoint', 'origin', 'pack_command', 'Opened',
            'find_tokenizer', 'open_model', 'unpack_command', 'validation_set', 'describe_export', 'export_command',
-           'open_classifier', 'read_inputs', 'predict_command', 'format_table', 'Study', 'pick_study',
-           'recommend_command', 'smallest_command', 'sizes_command', 'Command', 'add_option', 'Parser', 'parser',
-           'parse', 'as_options', 'report_error', 'print_warning', 'execute', 'flush_output', 'main']
+           'verify_command', 'open_classifier', 'read_inputs', 'answer_columns', 'predict_command', 'read_labels',
+           'calibrate_command', 'format_table', 'Study', 'pick_study', 'recommend_command', 'smallest_command',
+           'sizes_command', 'Command', 'add_option', 'Parser', 'parser', 'parse', 'as_options', 'report_error',
+           'print_warning', 'execute', 'flush_output', 'main']
 
 # %% ../nbs/cli.ipynb #58d2c511
 import argparse, json, os, re, sys, tempfile, traceback, warnings
@@ -23,7 +24,7 @@ from fastcore.docments import docments
 from tqdm import tqdm
 
 import combcomp
-from .basics import atomic_bytes, bad_value, expanded, outputs_dir, rel_path
+from .basics import atomic_bytes, bad_value, check_number, expanded, outputs_dir, rel_path
 from .spec import KD, METHODS, NOT_CLEAN, Run, parse_file_task, resolve_task, teacher_run
 from .study.plan import study
 
@@ -377,6 +378,7 @@ def export_command(
     runtime:str="openvino", # openvino or onnx
     task:str="", # whose validation set to compare on; empty is the task of the run, none skips it
     tokenizer:str="", # hub name or folder of the tokenizer; empty is the one that the file names
+    references:int=10, # texts of the validation set that are stored with their logits; 0 stores none
     force:bool=False, # replace an earlier export
     outputs:str=None, # folder of rows, models and caches; None is outputs/ of this project
 ) -> Answer:
@@ -400,8 +402,18 @@ def export_command(
     if max_length is None and row: # a file of an earlier version leaves it to the row
         max_length = int(row["max_length"])
     with as_failure(ParityError):
-        exported = export(model, folder, runtime, found, name, data, max_length)
+        exported = export(model, folder, runtime, found, name, data, max_length, references=references)
     return Answer(exported, describe_export(folder, exported))
+
+# %% ../nbs/cli.ipynb #5ea20002
+def verify_command(
+    folder:str, # that export wrote
+    threads:int=None, # of the runtime; None leaves it to the runtime
+) -> Answer:
+    "Compute the reference inputs of an export again, and say what is wrong"
+    from combcomp.ship.verification import verify
+    found = verify(folder, threads)
+    return Answer(found._asdict() | dict(ok=found.ok), str(found), 0 if found.ok else 1)
 
 # %% ../nbs/cli.ipynb #5ea10005
 def open_classifier(
@@ -451,39 +463,107 @@ def read_inputs(
     check_texts(file.name, columns, names, rows)
     return columns, names
 
+def answer_columns(
+    numbers, # probabilities (texts, labels), or for a regression (texts, 1)
+    labels, # of the model; None for a regression
+    threshold:float, probabilities:bool, # as for `predict_command`
+) -> dict: # column -> values
+    "What `predict` adds to a file"
+    if labels is None:
+        return dict(predicted=numbers[:, 0].round(6).tolist())
+    best, at = numbers.max(axis=1), numbers.argmax(axis=1)
+    found = dict(predicted=[labels[i] if p >= threshold else None for i, p in zip(at, best)],
+                 probability=best.round(6).tolist())
+    if probabilities:
+        found |= {f"probability_{label}": numbers[:, i].round(6).tolist() for i, label in enumerate(labels)}
+    return found
+
 def predict_command(
     model:str, # a folder of export or of save_pretrained, a packed file, a run's id or its unique beginning
     file:str, # texts: CSV, JSON lines, parquet, or .txt with one a line
     out:str="", # the CSV file to write; empty prints it
     text:str="", # the text column, or two with a comma between them; empty finds them
     batch_size:int=32, # texts at a time
+    threshold:float=0.0, # probability, 0 to 1, below which the label is left empty
+    probabilities:bool=False, # also a column with the probability of each label
     force:bool=False, # overwrite the file
     outputs:str=None, # folder of rows, models and caches; None is outputs/ of this project
 ) -> Answer:
     "Label the texts of a file: its columns with predicted and, for classes, probability"
+    check_number("predict", "threshold", threshold, float, 0, 1)
     path = check_free(out, force) if out else None
     place = expanded(file)
     if not place.is_file():
         raise FileNotFoundError(f"there is no file {file!r}")
     classifier = open_classifier(model, outputs)
+    labels = classifier.about["labels"]
+    if labels is None and (threshold or probabilities):
+        raise ValueError(f"predict: {model} answers with numbers, which have no probability; leave out "
+                         "threshold= and probabilities=")
     columns, names = read_inputs(place, classifier.about, text)
     texts = columns[names[0]] if len(names) == 1 else [*zip(*(columns[n] for n in names))]
-    import pandas as pd
-    answers, size = [], 32*batch_size
+    import numpy as np, pandas as pd
+    parts, size = [], 32*batch_size
+    numbers = classifier.logits if labels is None else classifier.probabilities
     with tqdm(total=len(texts), unit=" texts", disable=not sys.stderr.isatty()) as bar:
         for i in range(0, len(texts), size):
-            answers += classifier.predict(texts[i:i + size], batch_size)
-            bar.update(len(texts[i:i + size]))
-    classes = classifier.about["labels"] is not None
-    found = dict(predicted=[a["label"] if classes else round(a["score"], 6) for a in answers])
-    if classes:
-        found["probability"] = [round(a["score"], 6) for a in answers]
+            parts.append(numbers(texts[i:i + size], batch_size))
+            bar.update(len(parts[-1]))
+    found = answer_columns(np.concatenate(parts).astype(float), labels, threshold, probabilities)
     table = pd.DataFrame({k: v for k, v in columns.items() if k not in found} | found)
     written = table.to_csv(index=False)
     if path is None:
         return Answer(records(table), written.rstrip("\n"))
     atomic_bytes(path, written.encode())
-    return Answer(dict(file=rel_path(path), texts=len(table)), f"{rel_path(path)}  {len(table):,} texts")
+    empty = sum(p is None for p in found["predicted"])
+    left = f", {empty:,} below {threshold:g} and left empty"*bool(threshold)
+    return Answer(dict(file=rel_path(path), texts=len(table), empty=empty),
+                  f"{rel_path(path)}  {len(table):,} texts{left}")
+
+# %% ../nbs/cli.ipynb #5ea20005
+def read_labels(
+    file:Path, # with a column of labels
+    columns:dict, texts:list, # from `read_inputs`
+    label:str="", # the column; empty finds it
+) -> list: # of strings
+    "The labels of a file; ValueError if there are none"
+    from combcomp.data.text_files import complete_rows, guess_label, label_words
+    label = label or guess_label(columns, tuple(texts))
+    if label not in columns:
+        raise ValueError(f"{file.name}: no column {label or 'of labels'!r} was found among "
+                         f"{', '.join(columns)}; name it with label=")
+    complete_rows(file.name, columns, [label], None)
+    return label_words(columns[label], columns[label])
+
+def calibrate_command(
+    model:str, # a folder of export or of save_pretrained, a packed file, a run's id or its unique beginning
+    file:str="", # labelled texts that the model was not trained on; empty is the validation set of its task
+    text:str="", # the text column, or two with a comma between them; empty finds them
+    label:str="", # the label column; empty finds it
+    outputs:str=None, # folder of rows, models and caches; None is outputs/ of this project
+) -> Answer:
+    "Fit the temperature of a model's probabilities and store it in its file; labels do not change"
+    place = expanded(file) if file else None
+    if place and not place.is_file():
+        raise FileNotFoundError(f"there is no file {file!r}")
+    classifier = open_classifier(model, outputs)
+    about, known = classifier.about, classifier.about["labels"]
+    if known is None:
+        raise ValueError(f"calibrate: {model} answers with numbers, which have no probability")
+    if place:
+        columns, names = read_inputs(place, about, text)
+        labels, texts = read_labels(place, columns, names, label), [columns[n] for n in names]
+    elif not about["task"]:
+        raise ValueError(f"calibrate: {model} does not name its task; give labelled texts with file=")
+    else:
+        from combcomp.data.tasks import task_of
+        data = validation_set(about["task"], outputs)
+        names = task_of(about["task"], outputs_dir(outputs)/"cache").texts
+        labels, texts = [known[i] for i in data["label"]], [list(data[n]) for n in names]
+    from combcomp.share.calibration import calibrate
+    target = expanded(model) if expanded(model).exists() else find_model(model, outputs)
+    found = calibrate(target, texts[0] if len(texts) == 1 else [*zip(*texts)], labels, classifier)
+    return Answer(found._asdict() | dict(file=rel_path(target)), f"{rel_path(target)}  {found}")
 
 # %% ../nbs/cli.ipynb #0853fc70
 def format_table(
@@ -558,7 +638,7 @@ def smallest_command(
     within:float=0.5, # points of score below the family's largest model, at most
     megabytes:float=None, # of the file, at most
     milliseconds:float=None, # for one text of 128 tokens in OpenVINO, at most
-    family:str="minilm", # minilm or e5 (from pip), bert (from the hub), or a hub name or folder of an encoder
+    family:str="minilm", # minilm or e5 (from pip), bert (from the hub), or a hub name or folder
     sizes:str="all", # sizes to try, with commas; all is every one of the family
     methods:str="", # combinations with ; between them; empty is vocabulary, integers, neurons
     limit:int=None, # training examples used; None is all
@@ -621,8 +701,13 @@ COMMANDS = dict(
     export=Command(export_command, options(export_command), (
         "combcomp export 3fa1 -o shipped --runtime onnx",
         "combcomp export small.safetensors -o shipped --task accept --tokenizer plain")),
+    verify=Command(verify_command, options(verify_command), ("combcomp verify shipped",)),
+    calibrate=Command(calibrate_command, options(calibrate_command), (
+        "combcomp calibrate shipped",
+        "combcomp calibrate small.safetensors --file labelled.csv --text review --label stars")),
     predict=Command(predict_command, options(predict_command), (
         "combcomp predict shipped new.csv -o labelled.csv",
+        "combcomp predict shipped new.csv -o labelled.csv --threshold 0.8 --probabilities",
         "combcomp predict 3fa1 questions.txt")),
     recommend=Command(recommend_command, options(recommend_command), (
         "combcomp recommend --megabytes 14",

@@ -15,7 +15,8 @@ from ..spec import FAMILIES, portable, Run
 from ..models.adapters import adapter_of
 from ..models.encoders import from_hub, load_tokenizer, predict
 from ..models.tokenizers import check_case
-from ..ship.packed_file import check_plain, inspect, pack, stored_tokenizer, trained_on, unpack
+from ..ship.packed_file import (
+    check_plain, inspect, pack, stored_tokenizer, temperature_of, trained_on, unpack)
 from ..ship.runtimes import Exported, TOKENIZER_MB, check_batch_size, check_texts, replace_folder
 from ..study.store import pop_checksum, read_row, row_file
 from ..study.runner import label
@@ -123,8 +124,9 @@ def save_pretrained(
             if path.name not in FILES:
                 path.unlink()
         (temporary/"row.json").write_text(json.dumps(public, indent=1, allow_nan=False) + "\n")
+        temperature = temperature_of(inspect(file)["info"])
         labels = [config.id2label[i] for i in range(config.num_labels)]
-        text = card(row, outputs, draws, license, labels, folder.name)
+        text = card(row, outputs, draws, license, labels, folder.name, temperature)
         (temporary/"README.md").write_text(text, encoding="utf-8")
         replace_folder(temporary, folder)
     finally:
@@ -206,7 +208,7 @@ def find_tokenizer(
 
 # %% ../../nbs/share/02_hub.ipynb #fc09b13b
 class Loaded:
-    "A classifier in PyTorch: `predict` gives labels, `logits` gives numbers, `about` describes it"
+    "A classifier in PyTorch: `predict` gives labels, `probabilities` and `logits` numbers"
     def __init__(self, model, tokenizer, row=None):
         self.model, self.tokenizer, self.row = model, tokenizer, row
         names, positions = model.config.id2label, adapter_of(model).positions(model.config)
@@ -217,6 +219,7 @@ class Loaded:
         origin = getattr(model.config, "combcomp", {})
         self.about = dict(labels=[names[i] for i in range(len(names))] if len(names) > 1 else None,
                           **reads | dict(max_length=max_length),
+                          temperature=getattr(model, "temperature", 1.0),
                           **{k: origin.get(k) for k in ("methods", "task", "run")})
 
     def logits(self, texts, batch_size=32):
@@ -231,7 +234,8 @@ class Loaded:
                                     self.about["max_length"])
         return out
 
-    predict = __call__ = Exported.predict
+    probabilities, predict = Exported.probabilities, Exported.predict
+    __call__ = predict
 
     def __repr__(self):
         task, methods = self.about["task"], self.about["methods"] or "none"

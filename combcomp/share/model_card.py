@@ -19,10 +19,11 @@ from ..study.reductions import interval, KEYS
 from ..study.recommendation import draws_if_any
 
 # %% auto #0
-__all__ = ['HUB_NAME', 'LOCAL', 'REGRESSION', 'METRICS', 'SIZES', 'CARD', 'BASES', 'LICENCES', 'public_name', 'public_row',
-           'one_line', 'code_span', 'describe_methods', 'other_seeds', 'uncompressed', 'draw_scores', 'pick_draws',
-           'score_table', 'size_table', 'rename_model', 'example_input', 'describe_answers', 'describe_scores',
-           'describe_training_set', 'base_model', 'describe_licence', 'metadata', 'card']
+__all__ = ['HUB_NAME', 'LOCAL', 'REGRESSION', 'METRICS', 'SIZES', 'CARD', 'UNCALIBRATED', 'BASES', 'LICENCES', 'public_name',
+           'public_row', 'one_line', 'code_span', 'describe_methods', 'other_seeds', 'uncompressed', 'draw_scores',
+           'pick_draws', 'score_table', 'size_table', 'rename_model', 'example_input', 'describe_answers',
+           'describe_scores', 'describe_training_set', 'describe_temperature', 'base_model', 'describe_licence',
+           'metadata', 'card']
 
 # %% ../../nbs/share/01_model_card.ipynb #85ad3ac9
 HUB_NAME = r"\w[\w.-]*/\w[\w.-]*"
@@ -177,7 +178,7 @@ well, such as masks and scales; *file on disk* is `model.safetensors`, with entr
 - Texts, or pairs, of more than {max_length} tokens are cut.
 - It was tested on the validation examples of its task only: not on texts from elsewhere, not for how \
 it treats groups of people, not against adversarial texts.
-- The `score` in its answers is a softmax, or the predicted number; it is not calibrated as a probability.
+- {calibrated}
 {pretraining}
 
 ## How it was made
@@ -262,6 +263,18 @@ def describe_training_set(row) -> str:
     part = "a part of the" if row["train_examples"] == row["limit"] else "the whole"
     return f"{n}, {part} training set of the task"
 
+UNCALIBRATED = ("The `score` in its answers is a softmax, or the predicted number; it is not calibrated as a "
+                "probability.")
+
+def describe_temperature(
+    temperature:float, # 1 means that none was fitted
+) -> str:
+    "Whether the probabilities of a model are calibrated"
+    if temperature == 1:
+        return UNCALIBRATED
+    return (f"The `score` in its answers is a softmax of logits divided by {temperature:.3g}, a temperature "
+            "that was fitted on examples that the model was not trained on.")
+
 # %% ../../nbs/share/01_model_card.ipynb #94737456
 BASES = dict(minilm="sentence-transformers/all-MiniLM-L6-v2", # hub names of what comes as a package
              e5="intfloat/multilingual-e5-small")
@@ -311,6 +324,7 @@ def card(
     license:str|None=None, # of the weights, as the hub writes it; None is that of the named families
     labels=None, # names of the labels, in order; None are those of a named task
     name:str=".", # folder or hub name that the snippet loads
+    temperature:float=1.0, # of its probabilities, from its packed file
 ) -> str: # Markdown after a block of YAML
     "The model card of a run, from its row and the rows next to it"
     row, table, plural = public_row(row), load_results(outputs), lambda n, word: f"{n:g} {word}{'s'*(n != 1)}"
@@ -336,6 +350,7 @@ def card(
         size_table=markdown(size_table(row, uncompressed(row, table))),
         latency="".join(f"{line} of {device}, batch of one, median."
                         for line in latency_lines("This model", row)),
+        calibrated=describe_temperature(temperature),
         training_set=describe_training_set(row), max_length=f"{row['max_length']:.0f}",
         language="It was trained on English only." if task in TASKS and TASKS[task].language == "en" else
                  "It knows only the language and the kind of text of its training file.",

@@ -25,8 +25,8 @@ from .codec import check_array, restore, smallest, streams
 __all__ = ['READS', 'FORMAT', 'VERSIONS', 'TOKENIZER', 'WIDEST', 'MAX_BYTES', 'WIDTHS', 'check_config', 'trained_on', 'skeleton',
            'Marks', 'marks_of', 'integers', 'checksum', 'tensor_record', 'check_plain', 'check_grid', 'canonical_json',
            'write_header', 'read_header', 'array_names', 'CorruptFile', 'TooLarge', 'Packed', 'open_packed', 'inspect',
-           'pack', 'plain_arrays', 'entropy_bytes', 'other_sizes', 'tokenizer_bytes', 'read_tensor', 'unpack',
-           'stored_tokenizer']
+           'temperature_of', 'pack', 'change_info', 'plain_arrays', 'entropy_bytes', 'other_sizes', 'tokenizer_bytes',
+           'read_tensor', 'unpack', 'stored_tokenizer']
 
 # %% ../../nbs/ship/02_packed_file.ipynb #fb8452e5
 READS = ("max_length", "pairs", "cased")   # what a model was trained to read
@@ -286,11 +286,18 @@ def inspect(
         return packed.header | dict(bytes=os.stat(path).st_size, embeddings=embeddings, tensors=tensors)
 
 # %% ../../nbs/ship/02_packed_file.ipynb #2c178423
+def temperature_of(
+    info:dict, # of a header
+) -> float:
+    "The temperature of a model's probabilities, 1 if there is none; ValueError for one that cannot be"
+    given = info.get("temperature", 1.0) if isinstance(info, dict) else 1.0
+    return check_number("info", "temperature", given, float, 0.01, 100)
+
 def pack(
     model:PreTrainedModel, # converted: plain modules in float32
     path, # where to write; an existing file is replaced
     tokenizer="", # hub name of the tokenizer, kept as it is; or a tokenizer, which is put into the file
-    info:dict|None=None, # anything JSON can hold, kept as it is
+    info:dict|None=None, # anything JSON can hold, kept as it is; `temperature` is that of the probabilities
 ) -> dict: # as from `inspect`
     "Write a model to one file, each tensor in its smallest form; ValueError for a model that is not plain"
     path = expanded(path)
@@ -303,6 +310,9 @@ def pack(
     inputs = {name: check_grid(name, float(m.input_scale), int(m.input_zero), m.input_bits)
               for name, m in model.named_modules() if getattr(m, "input_scale", None) is not None}
     named = isinstance(tokenizer, str)
+    if (temperature := getattr(model, "temperature", 1.0)) != 1: # of an unpacked model
+        info = dict(temperature=temperature) | (info or {})
+    temperature_of(info or {})
     header = dict(format=FORMAT, version=1 if named else 2, config=config, info=info or {}, inputs=inputs,
                   tokenizer=tokenizer if named else "", tensors=records)
     if not named:
@@ -311,6 +321,17 @@ def pack(
         arrays[TOKENIZER] = data
     atomic_bytes(path, save(arrays, write_header(header)))
     return inspect(path)
+
+def change_info(
+    path, # a file that `pack` wrote
+    **info, # added to its info, or put in place of what has the same name
+):
+    "Write a packed file anew with other info; weights and tokenizer stay as they are, byte for byte"
+    with open_packed(path) as packed:
+        arrays = {name: packed.file.get_tensor(name) for name in packed.file.keys()}
+        header = dict(packed.header, info=(packed.header["info"] or {}) | info)
+        temperature_of(header["info"])
+    atomic_bytes(expanded(path), save(arrays, write_header(header)))
 
 # %% ../../nbs/ship/02_packed_file.ipynb #8deecaea
 def plain_arrays(
@@ -397,6 +418,8 @@ def unpack(
             if type(linear) is not torch.nn.Linear:
                 raise ValueError(f"{name}: quantizes its input and is not a linear layer")
             QLinear.wrap(linear, **grid)
+        if (temperature := temperature_of(packed.header["info"])) != 1:
+            model.temperature = temperature
         return model.eval()
 
 # %% ../../nbs/ship/02_packed_file.ipynb #fbc3e4dc

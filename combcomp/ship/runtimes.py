@@ -7,9 +7,9 @@ from __future__ import annotations
 import json, os, shutil, uuid
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from scipy.special import softmax
 
 from ..basics import (
     bad_value, check_number, check_size, expanded, file_hash, file_hashes, json_hash, read_json, rel_path)
@@ -18,15 +18,21 @@ from ..models.adapters import ADAPTERS, Adapter, adapter_of
 from ..models.encoders import by_length
 from ..data.tasks import majority, metrics, score, task_of
 from ..data.loading import load_task
+from ..data.probabilities import probabilities
+from combcomp.ship.folder import (
+    LINKED, distances, link_model, pick_references, read_references, tokenizer_files, write_config, write_readme,
+    write_references)
 
 # %% auto #0
-__all__ = ['INPUTS', 'FAST', 'FILES', 'PRECISIONS', 'WANTED', 'ABOUT', 'FORMAT', 'VERSION', 'TOKENIZER_MB', 'require', 'Graph',
-           'runs_in_int8', 'as_array', 'stored_weight', 'linear', 'lookup', 'layer_norm', 'embeddings', 'attention',
-           'activation', 'transformer_layer', 'has_own_graph', 'graph_inputs', 'onnx_model', 'proto_sizes',
-           'onnx_sizes', 'instructions', 'onnx_session', 'openvino_has_bf16', 'openvino_session', 'write_model',
-           'check_encoding', 'check_texts', 'check_batch_size', 'pad_batch', 'Exported', 'write_about', 'check_files',
-           'load_tokenizer_file', 'check_outputs', 'load_about', 'load_exported', 'ParityError', 'parity',
-           'allowed_difference', 'replace_folder', 'write_export', 'find_validation', 'find_tokenizer', 'export']
+__all__ = ['ONNX_RUNTIME', 'INPUTS', 'FAST', 'FILES', 'PRECISIONS', 'WANTED', 'ABOUT', 'FORMAT', 'VERSION', 'VERSIONS',
+           'UNCHECKED', 'TOKENIZER_MB', 'ANOTHER', 'VNNI', 'require', 'Graph', 'runs_in_int8', 'as_array',
+           'stored_weight', 'linear', 'lookup', 'layer_norm', 'embeddings', 'attention', 'activation',
+           'transformer_layer', 'has_own_graph', 'graph_inputs', 'onnx_model', 'proto_sizes', 'onnx_sizes',
+           'instructions', 'onnx_session', 'openvino_has_bf16', 'openvino_session', 'write_model', 'check_encoding',
+           'check_texts', 'check_batch_size', 'pad_batch', 'Exported', 'write_about', 'model_name', 'check_files',
+           'load_tokenizer_file', 'check_outputs', 'load_about', 'made_with', 'differences', 'Compared',
+           'compare_references', 'load_exported', 'ParityError', 'parity', 'allowed_difference', 'replace_folder',
+           'write_export', 'store_references', 'find_validation', 'find_tokenizer', 'export']
 
 # %% ../../nbs/ship/04_runtimes.ipynb #d9d238e0
 def require(
@@ -40,8 +46,8 @@ def require(
 
 class Graph:
     "An ONNX graph that is built node by node: a call adds a node and returns the name of its output"
-    def __init__(self):
-        self.nodes, self.arrays, self.helper = [], {}, require("onnx").helper
+    def __init__(self, fused=False): # with operators of ONNX Runtime, which no other runtime has
+        self.nodes, self.arrays, self.helper, self.fused = [], {}, require("onnx").helper, fused
 
     def __call__(self, op, *inputs, **attributes):
         name = f"{op}_{len(self.nodes)}"
@@ -54,6 +60,8 @@ class Graph:
         return name
 
 # %% ../../nbs/ship/04_runtimes.ipynb #45f0dff9
+ONNX_RUNTIME = "com.microsoft"   # the domain of its own operators
+
 def runs_in_int8(module) -> bool: # weight and input have 8 bits or fewer
     "Can a linear layer be computed in int8?"
     return getattr(module, "weight_bits", 32) <= 8 and getattr(module, "input_bits", 32) <= 8
@@ -75,18 +83,24 @@ def stored_weight(g, module, name, transposed=False): # names of weight and scal
 
 def linear(g, x, module, name):
     "x W' + b, in integers if the layer was trained for that"
+    int8 = runs_in_int8(module)
     if (bits := getattr(module, "input_bits", 32)) <= 8:
         scale, zero = float(module.input_scale), int(module.input_zero)
         grid = g.constant(scale, np.float32), g.constant(zero, np.uint8)
         top = g.constant((2**bits - 1 - zero)*scale, np.float32)
         x = g("QuantizeLinear", x if bits == 8 else g("Min", x, top), *grid)
-        x = g("DequantizeLinear", x, *grid)
+        x = x if g.fused and int8 else g("DequantizeLinear", x, *grid)
     w, scale = stored_weight(g, module, name, transposed=True)
-    if scale and runs_in_int8(module):
-        w = g("DequantizeLinear", w, scale, g.constant(np.zeros(module.out_features), np.int8), axis=1)
-    elif scale:
+    zeros = g.constant(np.zeros(module.out_features), np.int8) if int8 else None
+    if int8 and not g.fused:
+        w = g("DequantizeLinear", w, scale, zeros, axis=1)
+    elif scale and not int8:
         w = g("Mul", g("Cast", w, to=1), scale)   # 1 is float32
-    return g("Add", g("MatMul", x, w), g.constant(as_array(module.bias), name=f"{name}.bias"))
+    bias = as_array(module.bias)
+    if g.fused and int8:
+        bias = g.constant(bias, name=f"{name}.bias")
+        return g("MatMulIntegerToFloat", x, w, grid[0], scale, grid[1], zeros, bias, domain=ONNX_RUNTIME)
+    return g("Add", g("MatMul", x, w), g.constant(bias, name=f"{name}.bias"))
 
 # %% ../../nbs/ship/04_runtimes.ipynb #631ea315
 def lookup(g, ids, module, name):
@@ -158,6 +172,7 @@ def graph_inputs(model, tokenizer) -> tuple: # of names
 def onnx_model(
     model, # a converted sequence classifier of transformers
     inputs:tuple|None=None, # names of what an encoder other than BERT reads; None is all that it can
+    fused:bool=False, # with operators that only ONNX Runtime has, for BERT
 ): # an onnx.ModelProto
     "A model as an ONNX graph, its quantized layers in int8; ValueError for a model that is not plain"
     from combcomp.ship.packed_file import check_plain
@@ -165,7 +180,7 @@ def onnx_model(
     check_plain(model, "export")
     if not has_own_graph(model):
         return traced_model(model, inputs)
-    g, config, layers, onnx = Graph(), model.config, model.bert.encoder.layer, require("onnx")
+    g, config, layers, onnx = Graph(fused), model.config, model.bert.encoder.layer, require("onnx")
     x = embeddings(g, model.bert.embeddings)
     axes, one = g.constant([1, 2], np.int64), g.constant(1, np.float32)
     padding = g("Sub", one, g("Unsqueeze", g("Cast", "attention_mask", to=1), axes))
@@ -181,8 +196,8 @@ def onnx_model(
     arrays = [onnx.numpy_helper.from_array(v, k) for k, v in g.arrays.items()]
     graph = g.helper.make_graph(g.nodes, "bert", [value(n, types.INT64, ["batch", "length"]) for n in INPUTS],
                                 [value("logits", types.FLOAT, ["batch", config.num_labels])], arrays)
-    return g.helper.make_model(graph, opset_imports=[g.helper.make_opsetid("", 20)], ir_version=9,
-                               producer_name="combcomp")
+    operators = [g.helper.make_opsetid("", 20), *[g.helper.make_opsetid(ONNX_RUNTIME, 1)]*fused]
+    return g.helper.make_model(graph, opset_imports=operators, ir_version=9, producer_name="combcomp")
 
 # %% ../../nbs/ship/04_runtimes.ipynb #3bedafff
 def proto_sizes(
@@ -209,7 +224,7 @@ def instructions() -> list: # some of `FAST`; empty where the system does not li
     return [f for f in FAST if f in flags]
 
 # %% ../../nbs/ship/04_runtimes.ipynb #9fa1db8e
-FILES = dict(openvino="model.xml", onnx="model.onnx")
+FILES = dict(openvino="openvino_model.xml", onnx="model.onnx") # names that optimum looks for
 PRECISIONS = ("bf16", "f32")   # the faster one first
 
 def onnx_session(file, threads, precision="f32", shape=None): # a function of arrays
@@ -252,6 +267,7 @@ def write_model(
     else:
         ov = require("openvino")
         model = ov.Core().read_model(proto.SerializeToString())
+        model.set_rt_info("0", ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"]) # for other loaders
         ov.save_model(model, str(folder/FILES["openvino"]), compress_to_fp16=False)
 
 # %% ../../nbs/ship/04_runtimes.ipynb #a1a6ddd3
@@ -312,7 +328,7 @@ def pad_batch(
 
 # %% ../../nbs/ship/04_runtimes.ipynb #96075976
 class Exported:
-    "A classifier on a runtime: `predict` gives labels, `logits` gives numbers, `about` describes it"
+    "A classifier on a runtime: `predict` gives labels, `probabilities` and `logits` numbers"
     def __init__(self, about, session, tokenizer, shape=None):
         self.about, self.session, self.tokenizer, self.shape = about, session, tokenizer, shape
 
@@ -324,15 +340,21 @@ class Exported:
             lengths = [len(e.ids) for e in encoded]
             for part in by_length(lengths, self.shape[0] if self.shape else batch_size):
                 feed = pad_batch([encoded[i] for i in part], self.about["pad"], self.shape,
-                                 self.about["inputs"])
+                                 self.about.get("inputs", INPUTS))
                 out[part] = self.session(feed)[:len(part)]
         return out
+
+    def probabilities(self, texts, batch_size=32):
+        if self.about["labels"] is None:
+            raise ValueError("probabilities: this model answers with a number, which has no probability")
+        return probabilities(self.logits(texts, batch_size), self.about.get("temperature", 1.0))
 
     def predict(self, texts, batch_size=32):
         out, labels = self.logits(texts, batch_size).astype(float), self.about["labels"]
         if labels is None:
             return [dict(label=None, score=float(v)) for v in out[:, 0]]
-        return [dict(label=labels[row.argmax()], score=float(row.max())) for row in softmax(out, axis=1)]
+        best = probabilities(out, self.about.get("temperature", 1.0)).max(axis=1)
+        return [dict(label=labels[i], score=float(p)) for i, p in zip(out.argmax(axis=1), best)]
 
     __call__ = predict
 
@@ -340,13 +362,22 @@ class Exported:
         return f"Exported({self.about['runtime']}, {self.about['precision']}, labels={self.about['labels']})"
 
 # %% ../../nbs/ship/04_runtimes.ipynb #bda11b11
-ABOUT, FORMAT, VERSION = "export.json", "combcomp-export", 2
+ABOUT, FORMAT, VERSION = "export.json", "combcomp-export", 3
+VERSIONS = (2, VERSION) # that are read; 2 has no inputs, references and temperature
+UNCHECKED = (ABOUT, "README.md", LINKED) # may be edited, or deleted
 TOKENIZER_MB = 64 # of a file of a tokenizer, at most; XLM-RoBERTa's has 17
 
 def write_about(about:dict, folder:Path):
     "Write the JSON file of an export"
     text = json.dumps(about | dict(check=json_hash(about)), indent=1, sort_keys=True, ensure_ascii=False)
     (folder/ABOUT).write_text(text + "\n", encoding="utf-8")
+
+def model_name(
+    about:dict, # of an export
+) -> str:
+    "The name of the model's file; that of OpenVINO was another one in earlier exports"
+    earlier = about["version"] < VERSION and about["runtime"] == "openvino"
+    return "model.xml" if earlier else FILES[about["runtime"]]
 
 def check_files(
     folder, # that `export` wrote
@@ -361,6 +392,10 @@ def check_files(
             check_size(path, TOKENIZER_MB)
         if file_hash(path) != expected:
             raise ValueError(f"{rel_path(path)} was edited or damaged; export the model again")
+    model, linked = (Path(folder)/name for name in ("model.onnx", LINKED))
+    if linked.is_file() and not (model.is_file() and linked.samefile(model)):
+        if file_hash(linked) != files.get("model.onnx"):
+            raise ValueError(f"{rel_path(linked)} was edited or damaged; delete it, or export again")
 
 def load_tokenizer_file(path:Path):
     "The tokenizer in a `tokenizer.json`; ValueError if it is none"
@@ -404,9 +439,9 @@ def load_about(
     about = read_json(path)
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise ValueError(f"{rel_path(path)} was not written by export; export the model again")
-    if about.get("version") != VERSION:
+    if about.get("version") not in VERSIONS:
         raise ValueError(f"{rel_path(path)} is of version {about.get('version')!r}, and this combcomp reads "
-                         f"{VERSION}; export the model again")
+                         f"{' and '.join(map(str, VERSIONS))}; export the model again")
     if about.pop("check", None) != json_hash(about):
         raise ValueError(f"{rel_path(path)} was edited or damaged; export the model again")
     for name, allowed in (("runtime", FILES), ("precision", PRECISIONS)):
@@ -420,9 +455,8 @@ def load_about(
         if not isinstance(about.get(name), bool | None):
             bad_value(ABOUT, name, about[name], "true, false or null")
     files = about.get("files")
-    needed = {FILES[about["runtime"]], "tokenizer.json"}
-    if about["runtime"] == "openvino":
-        needed.add("model.bin")
+    model = model_name(about)
+    needed = {model, "tokenizer.json", model.replace(".xml", ".bin")}
     if not isinstance(files, dict) or not needed <= {*files}:
         bad_value(ABOUT, "files", files, "the checksums of the model and the tokenizer")
     if any(Path(name).name != name for name in files):
@@ -430,17 +464,75 @@ def load_about(
     inputs = about.get("inputs", [*INPUTS]) # earlier exports do not say, and have all
     if not isinstance(inputs, list) or inputs not in ([*INPUTS], [*INPUTS[:2]]):
         bad_value(ABOUT, "inputs", inputs, f"the first two or all of {', '.join(INPUTS)}")
-    about = about | dict(inputs=tuple(inputs))
+    temperature = check_number(ABOUT, "temperature", about.get("temperature", 1.0), float, 0.01, 100)
     bounds = dict(max_length=3, pad=0, vocab_size=1)
-    return about | {k: check_number(ABOUT, k, about.get(k), int, low, 10**7) for k, low in bounds.items()}
+    checked = {k: check_number(ABOUT, k, about.get(k), int, low, 10**7) for k, low in bounds.items()}
+    return about | checked | dict(inputs=inputs, temperature=temperature)
+
+# %% ../../nbs/ship/04_runtimes.ipynb #e0000002
+ANOTHER = "the model file or the tokenizer is another one than that of the reference inputs"
+VNNI = {"avx512_vnni", "avx_vnni"}
+
+def made_with(runtime:str) -> dict: # version of the runtime, instructions of the processor
+    "What the numbers of an exported model depend on, on this machine"
+    package = dict(onnx="onnxruntime").get(runtime, runtime)
+    return dict(runtime_version=require(package).__version__, instructions=instructions())
+
+def differences(
+    about:dict, # from `load_about`
+) -> list: # of sentences
+    "What is not here as it was where a model was exported, of all that changes its numbers"
+    before, now, found = about.get("made_with") or {}, made_with(about["runtime"]), []
+    if before.get("runtime_version") != now["runtime_version"]:
+        version = before.get("runtime_version", "unknown")
+        found.append(f"it was exported with {about['runtime']} {version}, and this is {now['runtime_version']}")
+    missing = sorted({*before.get("instructions", ())} - {*now["instructions"]})
+    if missing:
+        found.append(f"this processor lacks {', '.join(missing)}, which the one of the export has")
+    is_x86 = any(name.startswith("avx") for name in now["instructions"])
+    if about["runtime"] == "onnx" and is_x86 and not VNNI & {*now["instructions"]}:
+        found.append("this processor has no VNNI: sums of uint8 by int8 saturate in ONNX Runtime, unless the "
+                     "session has the entry session.x64quantprecision=1")
+    return found
+
+class Compared(NamedTuple):
+    "Reference inputs that were computed again"
+    examples: int
+    largest: float # difference of a logit
+    allowed: float
+    equal: int # labels; for a regression, numbers within what is allowed
+
+def compare_references(
+    exported, # an `Exported`
+    folder, # that it is from
+    n:int|None=None, # the shortest inputs only; None is all
+) -> Compared|None: # None if there is nothing to compare
+    "Compute the logits of reference inputs again"
+    references = read_references(folder, len(exported.about["labels"] or (0,)))
+    if references is None:
+        return None
+    encoded = exported.tokenizer.encode_batch(references["texts"])
+    whole = exported.shape is None or exported.shape[1] == exported.about["max_length"]
+    fits = [i for i, e in enumerate(encoded) if whole or not e.overflowing]
+    part = sorted(fits, key=lambda i: len(encoded[i].ids))[:n]
+    if not part:
+        return None
+    logits = exported.logits([references["texts"][i] for i in part])
+    stored = references | {k: references[k][part] for k in ("logits", "exported")}
+    away = distances(logits, stored)
+    same = logits.argmax(1) == stored["exported"].argmax(1)
+    if logits.shape[1] == 1:
+        same = away <= references["allowed"]
+    return Compared(len(part), float(away.max()), references["allowed"], int(same.sum()))
 
 # %% ../../nbs/ship/04_runtimes.ipynb #ba437c00
 def load_exported(
     folder, # that `export` wrote
     threads:int|None=None, # of the runtime; None leaves it to the runtime
     shape:tuple|None=None, # (batch, length) to compile for, which is faster; inputs are padded to it
+    verify:bool=True, # compare the logits of two reference inputs with those at export
 ) -> Exported: # with predict, logits and about
-    "Load an exported model"
+    "Load an exported model; ValueError if it is damaged or computes something else than at export"
     if threads is not None:
         threads = check_number("load_exported", "threads", threads, int, 1, 4096)
     folder = expanded(folder)
@@ -455,10 +547,16 @@ def load_exported(
     tokenizer.no_padding()
     tokenizer.enable_truncation(shape[1] if shape else about["max_length"])
     open_session = dict(onnx=onnx_session, openvino=openvino_session)[about["runtime"]]
-    session = open_session(Path(folder)/FILES[about["runtime"]], threads, about["precision"], shape)
+    session = open_session(Path(folder)/model_name(about), threads, about["precision"], shape)
     read = lambda feed: session({name: feed[name] for name in about["inputs"]}) # others may be in a feed
     exported = Exported(about, read, tokenizer, shape)
     check_outputs(exported)
+    found = compare_references(exported, folder, 2) if verify else None
+    if found and found.largest > found.allowed:
+        reasons = "; ".join(differences(about) or [ANOTHER])
+        raise ValueError(f"{rel_path(folder)}: a logit of a reference input is {found.largest:.3g} away from "
+                         f"the one at export, and at most {found.allowed:.3g} is allowed: {reasons}. `combcomp "
+                         "verify` compares all; load_exported(folder, verify=False) loads it all the same")
     return exported
 
 # %% ../../nbs/ship/04_runtimes.ipynb #0f6c8a8a
@@ -510,24 +608,40 @@ def write_export(
     folder, model, tokenizer, runtime, max_length, precision, # as for `export`
     reads:dict, # of `trained_on`
 ) -> dict: # what its JSON file says
-    "Write the files of an export into an empty folder"
+    "Write the files of an export into an empty folder, all but its reference inputs and its README"
     from combcomp.compress.methods import linears
     inputs = graph_inputs(model, tokenizer)
-    proto = onnx_model(model, inputs)
+    proto = onnx_model(model, inputs, fused=runtime == "onnx")
     write_model(proto, folder, runtime)
-    text = tokenizer.backend_tokenizer.to_str()
-    (folder/"tokenizer.json").write_text(text, encoding="utf-8")
+    inputs = [i.name for i in proto.graph.input]
+    for name, content in tokenizer_files(tokenizer, inputs, max_length).items():
+        (folder/name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    write_config(model, folder, js=runtime == "onnx")
+    if runtime == "onnx":
+        link_model(folder)
     labels, made_by = model.config.id2label, getattr(model.config, "combcomp", {})
     int8 = [runs_in_int8(m) for m in linears(model).values()]
     return dict(format=FORMAT, version=VERSION, runtime=runtime, precision=precision, max_length=max_length,
                 labels=[labels[i] for i in range(len(labels))] if len(labels) > 1 else None,
-                pairs=reads["pairs"], cased=reads["cased"],
-                inputs=[*inputs], pad=tokenizer.pad_token_id, vocab_size=model.config.vocab_size,
+                pairs=reads["pairs"], cased=reads["cased"], inputs=[*inputs], made_with=made_with(runtime),
+                pad=tokenizer.pad_token_id, pad_token=tokenizer.pad_token, vocab_size=model.config.vocab_size,
                 **{k: made_by.get(k) for k in ("methods", "task", "run")},
                 int8_layers=sum(int8), float_layers=len(int8) - sum(int8),
                 **proto_sizes(proto, adapter_of(model)),
-                mb=sum(f.stat().st_size for f in folder.glob("model.*"))/1e6, parity=None,
-                files=file_hashes(folder, [ABOUT]))
+                mb=sum(f.stat().st_size for f in folder.glob("*model.*"))/1e6, parity=None,
+                files=file_hashes(folder, UNCHECKED))
+
+def store_references(
+    model, tokenizer, # of transformers
+    folder, # an export
+    texts, max_length:int, # as for `export`
+):
+    "Compute the logits of reference inputs with both models and write them into an export"
+    from combcomp.models.encoders import predict
+    columns = [*zip(*texts)] if isinstance(texts[0], tuple) else [texts]
+    columns = dict(enumerate(columns))
+    logits = predict(model, tokenizer, columns, columns, max_length=max_length)
+    write_references(folder, texts, logits, load_exported(folder).logits(texts))
 
 # %% ../../nbs/ship/04_runtimes.ipynb #a3a5065a
 def find_validation(model, task, data) -> tuple: # (Task, its validation set)
@@ -584,6 +698,8 @@ def export(
     precision:str|None=None, # bf16 or f32 for floats on OpenVINO; None is the faster one that passes
     within:float=0.2, # allowed difference of scores, in points; less where a class is rare
     equal:float=0.99, # required share of equal predictions
+    temperature:float|None=None, # of the probabilities; None is that of the model, or 1
+    references:int=10, # texts of the data, or generic, to store with their logits; 0 stores none
 ) -> dict: # what the folder's JSON file says, with mb_onnx, mb (of the model's files) and parity
     "Write a model for a runtime and check that it predicts the same; ParityError with the figures if not"
     from combcomp.models.encoders import predict
@@ -599,6 +715,9 @@ def export(
         max_length = reads["max_length"] or min(128, positions)
     max_length = check_number("export", "max_length", max_length, int, 3, positions)
     trained = reads["max_length"] or max_length
+    references = check_number("export", "references", references, int, 0, 1000)
+    temperature = getattr(model, "temperature", 1.0) if temperature is None else temperature
+    temperature = check_number("export", "temperature", temperature, float, 0.01, 100)
     require("onnxruntime" if runtime == "onnx" else runtime)
     folder = expanded(folder).absolute()
     if folder.is_file() or folder.is_dir() and any(folder.iterdir()) and not (folder/ABOUT).is_file():
@@ -616,11 +735,11 @@ def export(
     try:
         for precision in PRECISIONS if both else [precision or "f32"]:
             about = write_export(made, model, tokenizer, runtime, max_length, precision, reads)
-            write_about(about, made)
+            write_about(about := about | dict(temperature=temperature), made)
             if not task:
                 break
-            columns = [data[t] for t in task.texts]
-            texts = list(columns[0]) if len(columns) == 1 else list(zip(*columns))
+            columns = [list(data[t]) for t in task.texts]
+            texts = columns[0] if len(columns) == 1 else list(zip(*columns))
             check_texts(texts, reads["pairs"])
             logits = predict(model, tokenizer, data, task.texts, max_length=trained)
             p = parity(task, logits, load_exported(made).logits(texts), data["label"])
@@ -636,6 +755,11 @@ def export(
                 f"{p['equal']:.2%} of {p['examples']} predictions equal (at least {equal:.0%} is required). "
                 "Try the other runtime, or more validation data to see whether it is chance"
                 + cut*(max_length != trained))
+        if references:
+            texts = pick_references(columns if task else None, references, reads["pairs"])
+            store_references(model, tokenizer, made, texts, max_length)
+            write_about(about := about | dict(files=file_hashes(made, UNCHECKED)), made)
+        write_readme(about, made, folder.name)
         replace_folder(made, folder)
     finally:
         shutil.rmtree(made, ignore_errors=True)

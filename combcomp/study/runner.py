@@ -6,8 +6,9 @@
 __all__ = ['BASE_FACTS', 'MEASURES', 'Context', 'model_file', 'unfinished', 'has_model', 'label', 'Teacher', 'find_teacher',
            'load_teacher', 'named_teacher', 'Prepared', 'training_set', 'known_texts', 'check_positions',
            'check_vocabulary', 'check_encoder', 'prepare', 'own_tokenizer', 'prepare_ptq', 'Trained',
-           'tensorboard_folder', 'train', 'Scores', 'evaluate', 'Superseded', 'Claim', 'store', 'claimed', 'make',
-           'make_prerequisites', 'hush', 'hushed', 'check_measures', 'measure_speed', 'measured', 'run_in', 'run']
+           'tensorboard_folder', 'train', 'Scores', 'evaluate', 'Superseded', 'Claim', 'held_out_temperature', 'store',
+           'claimed', 'make', 'make_prerequisites', 'hush', 'hushed', 'check_measures', 'measure_speed', 'measured',
+           'run_in', 'run']
 
 # %% ../../nbs/study/03_runner.ipynb #967eb09f
 import hashlib, os, shutil, tempfile, time
@@ -20,7 +21,7 @@ from typing import Any, Callable
 from filelock import Timeout
 
 from combcomp.basics import (
-    LEASE, StagedFiles, bad_value, is_held, lease, outputs_dir, publishing, rel_path,
+    LEASE, StagedFiles, bad_value, environment, is_held, lease, outputs_dir, publishing, rel_path,
     remove_leftovers,
 )
 from combcomp.spec import (
@@ -29,6 +30,7 @@ from combcomp.spec import (
 )
 from ..data.tasks import Task, majority, metrics, score, task_of
 from ..data.loading import load_task, transfer_set
+from ..data.probabilities import FEWEST, calibration
 from ..models.adapters import adapter_of
 from combcomp.models.encoders import (
     encoder_config, from_hub, kept_by, load_model, load_tokenizer, predict, source,
@@ -43,7 +45,7 @@ from ..ship.model_size import sizes_of
 from ..ship.runtimes import FILES, ParityError, export, onnx_sizes
 from ..ship.latency import bench
 from combcomp.study.store import (
-    environment_facts, failure_file, intact_row, read_row, row_file, save_predictions, save_row, writable,
+    failure_file, intact_row, read_row, row_file, save_predictions, save_row, writable,
 )
 from .schedule import prerequisites, ptq_base
 
@@ -366,6 +368,17 @@ class Claim:
             raise Superseded(f"{label(self.run)}: this process was silent for more than {LEASE:.0f} s, and "
                              "another one has taken over the run; nothing is written here")
 
+def held_out_temperature(
+    run:Run, task:Task, scores:Scores,
+    log=print,
+) -> dict: # info of a packed file; empty where no part of the training set was held out
+    "The temperature of a model that was evaluated on a held-out part of its training set, and its effect"
+    if run.split != "heldout" or not task.labels or len(scores.labels) < FEWEST:
+        return {}
+    found = calibration(scores.logits, scores.labels)
+    log(f"  {found}", flush=True)
+    return dict(temperature=found.temperature, calibration=found._asdict())
+
 def store(
     trained:Trained, scores:Scores, ctx:Context,
     seconds:float, # of the whole run
@@ -382,14 +395,15 @@ def store(
     place, sizes = source(run.family, run.size), {}
     changed = tokenizer_methods(run.combination.stages)
     tokenizer = trained.tokenizer if changed else "" if Path(place).is_dir() else place
+    info = held_out_temperature(run, trained.task, scores, ctx.log)
     def write(path):
-        pack(model, path, tokenizer)
+        pack(model, path, tokenizer, info)
         sizes.update(sizes_of(model, path))
     with StagedFiles() as files: # the row comes last: where it is, the others are
         files.add(model_file(run, out), write)
         row = dict(asdict(run), id=run.id, **scores.values, majority=scores.majority,
                    eval_examples=len(scores.labels), **sizes, **trained.facts, started=started,
-                   seconds=seconds, **(environment_facts(ctx.log) if facts is None else facts))
+                   seconds=seconds, **(environment(ctx.log) if facts is None else facts))
         save_predictions(run.id, scores.logits, scores.labels, out, files.add)
         save_row(row, out, files.add)
         with publishing(out):
@@ -427,7 +441,7 @@ def claimed(
 def make(run:Run, ctx:Context, claim:Claim) -> dict: # the row
     "The four steps of a run that this process has claimed"
     started, begin = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.perf_counter()
-    facts = environment_facts(ctx.log) # nothing after the training may lose its row
+    facts = environment(ctx.log) # nothing after the training may lose its row
     trained = train(prepare(run, ctx), ctx, claim.check)
     scores = evaluate(trained.model, trained.tokenizer, trained.data, run, ctx.cache)
     seconds = time.perf_counter() - begin
