@@ -590,10 +590,11 @@ OWN = {  # modules that may name an architecture, and why
     "cli": "named families",
     "ship.runtimes": "the graph of a BERT that is written by hand",
 }
-DEFAULT = {
-    "compress.training",
-    "ship.packed_file",
-}  # the adapter of a header without a type, and of an example
+KNOWN = {
+    "compress.training": {"bert"},  # the adapter of an example
+    "ship.packed_file": {"bert"},  # a header without a type
+    "ship.folder": {"BertNormalizer", "BertTokenizer"},  # of a tokenizer, which other encoders have too
+}
 NAMES = "bert|electra|mpnet"
 
 
