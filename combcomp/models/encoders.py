@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..basics import bad_value, check_number, device_name, hub
-from .adapters import ADAPTERS, Adapter, adapter_for, adapter_of
+from .adapters import adapter_for, adapter_of
 from .e5 import e5_folder
 from .sizes import BERT, kept_layers
 

@@ -8,7 +8,6 @@ import copy, io, warnings
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from ..models.adapters import adapter_of
 from ..compress.quantization import QLinear, fake_quantize_activations
