@@ -241,7 +241,7 @@ def load_checkpoint(
     if not (Path(folder)/"config.json").is_file():
         raise ValueError(f"{rel_path(folder)} holds no config.json; give a folder that transformers' "
                          "save_pretrained wrote")
-    encoder_config(str(folder), "full", "folder")
+    encoder_config(str(folder), "full", "pack", "folder")
     model, found = AutoModelForSequenceClassification.from_pretrained(
         str(folder), dtype="float32", use_safetensors=True, local_files_only=True, trust_remote_code=False,
         output_loading_info=True)

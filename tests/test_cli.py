@@ -330,27 +330,27 @@ def test_what_a_name_may_be(made, tmp_path):
     ).is_file() or "has a row, and its model is not here" in refused(f"pack {released} -o", tmp_path / "x")
 
 
-def test_folders_that_are_no_bert_classifier(tmp_path):
+def test_folders_that_are_no_classifier(tmp_path):
     import torch
     from transformers import (
+        AlbertConfig,
+        AlbertForSequenceClassification,
         BertConfig,
         BertForSequenceClassification,
         BertModel,
-        RobertaConfig,
-        RobertaForSequenceClassification,
     )
 
     tiny = dict(
         vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
     )
-    RobertaForSequenceClassification(RobertaConfig(**tiny)).save_pretrained(tmp_path / "roberta")
+    AlbertForSequenceClassification(AlbertConfig(**tiny)).save_pretrained(tmp_path / "albert")
     BertModel(BertConfig(**tiny)).save_pretrained(tmp_path / "headless")
     model = BertForSequenceClassification(BertConfig(**tiny))
     model.config.save_pretrained(tmp_path / "pickled")
     torch.save(model.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
     (tmp_path / "empty").mkdir()
     for name, why in (
-        ("roberta", "no BertForSequenceClassification"),
+        ("albert", "pack: folder='albert' is not allowed; folder is an encoder of one of the supported types"),
         ("headless", "no fine-tuned classifier"),
         ("empty", "no config.json"),
     ):
