@@ -628,7 +628,7 @@ def recommend_command(
     if not len(table):
         return Answer([], "", 3, table.attrs["why"])
     names = ", ".join(dict.fromkeys(rows["task"]))
-    head = (f"{len(rows)} runs of {family} on {names} ({training}); a score is the mean over tasks and "
+    head = (f"{len(rows)} run{'s'*(len(rows) != 1)} of {family} on {names} ({training}); a score is the mean over tasks and "
             "seeds, lower and upper are 95% intervals, best is how often it would come first")
     return Answer(records(table), f"{head}\n{format_table(table.drop(columns=['family', 'tasks']))}")
 
