@@ -628,8 +628,9 @@ def recommend_command(
     if not len(table):
         return Answer([], "", 3, table.attrs["why"])
     names = ", ".join(dict.fromkeys(rows["task"]))
-    head = (f"{len(rows)} run{'s'*(len(rows) != 1)} of {family} on {names} ({training}); a score is the mean over tasks and "
-            "seeds, lower and upper are 95% intervals, best is how often it would come first")
+    plural = "s"*(len(rows) != 1)
+    head = (f"{len(rows)} run{plural} of {family} on {names} ({training}); a score is the mean over tasks "
+            "and seeds, lower and upper are 95% intervals, best is how often it would come first")
     return Answer(records(table), f"{head}\n{format_table(table.drop(columns=['family', 'tasks']))}")
 
 # %% ../nbs/cli.ipynb #5ea10002
