@@ -16,7 +16,7 @@ from safetensors.numpy import save
 from transformers import PreTrainedModel
 
 from ..basics import atomic_bytes, bad_value, check_number, expanded, rel_path
-from ..models.adapters import adapter_for, adapter_of
+from ..models.adapters import ADAPTERS, adapter_for, adapter_of
 from ..models.tokenizers import dump_tokenizer, parse_tokenizer
 from ..compress.quantization import QLinear
 from .codec import check_array, restore, smallest, streams
@@ -135,8 +135,8 @@ def check_plain(
     "Check that a model is exactly what `skeleton` builds from its configuration; ValueError if not"
     kind = type(model).__name__
     if not isinstance(model, PreTrainedModel):
-        raise ValueError(f"{where}: a {kind} is no BertForSequenceClassification, and no other classifier of "
-                         "transformers")
+        known = ", ".join(f"{adapter.classes}ForSequenceClassification" for adapter in ADAPTERS.values())
+        raise ValueError(f"{where}: a {kind} is no {known}")
     adapter = adapter_of(model, where)
     if not isinstance(model, adapter.model_class()):
         raise ValueError(f"{where}: a {kind} is no {adapter.model_class().__name__}")
