@@ -265,8 +265,8 @@ def load_checkpoint(
     encoder_config(str(folder), "full", "folder")
     try:
         model, found = AutoModelForSequenceClassification.from_pretrained(
-            str(folder), dtype="float32", use_safetensors=True, local_files_only=True, trust_remote_code=False,
-            output_loading_info=True)
+            str(folder), dtype="float32", use_safetensors=True, local_files_only=True,
+            trust_remote_code=False, output_loading_info=True)
     except OSError as e:
         raise ValueError(f"{rel_path(folder)} holds no weights that can be read: {e}") from e
     if found["missing_keys"]:
