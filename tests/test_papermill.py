@@ -148,7 +148,7 @@ def test_papermill_exits_with_the_error(tmp_path, notebook, wrong, message):
         ("figure1", dict(task="accept"), "did you mean 'tasks'"),
         ("table1", dict(tolerence=1), "did you mean 'tolerance'"),
         ("table1", dict(size_col="mb_disk"), "no column mb_disk"),
-        ("findings", dict(tasks="cola"), "make grid"),
+        ("findings", dict(tasks="cola"), "combcomp grid"),
         ("findings", dict(tolerance=-1), "tolerance -1"),
         ("explore", dict(tolerence=1), "did you mean 'tolerance'"),
         ("figure1", dict(limits="acept=5"), "task:number"),
