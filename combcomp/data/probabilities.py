@@ -9,11 +9,12 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import expit, log_softmax, softmax
 
+from ..basics import bad_value, check_number
 from .tasks import decide, label_metric
 
 # %% auto #0
 __all__ = ['MULTI', 'RANGE', 'FEWEST', 'GRID', 'is_multi', 'probabilities', 'calibration_error', 'fit_temperature', 'Calibration',
-           'calibration', 'choose_thresholds']
+           'calibration', 'choose_thresholds', 'check_thresholds', 'move_thresholds']
 
 # %% ../../nbs/data/06_probabilities.ipynb #p0000006
 MULTI = "multi_label_classification" # `problem_type` of a model whose texts have any number of labels
@@ -47,7 +48,6 @@ def calibration_error(
         p, hit = probabilities(logits, temperature).max(1), np.argmax(logits, 1) == y
     at = np.minimum((p*bins).astype(int), bins - 1)
     return float(abs(np.bincount(at, hit - p)).sum()/len(p))
-
 
 # %% ../../nbs/data/06_probabilities.ipynb #p0000009
 RANGE = (0.2, 20.0) # of a temperature that is fitted
@@ -118,3 +118,24 @@ def choose_thresholds(
     each = [best(label_metric("micro_f1", *counts[:, None, :, i])) for i in range(y.shape[1])]
     return [t if n >= fewest else 0.5 for t, n in zip(each, y.sum(0))]
 
+# %% ../../nbs/data/06_probabilities.ipynb #p0000020
+def check_thresholds(
+    given, # what a file says: name of a label -> threshold
+    labels, # of the model, in order
+    where:str="thresholds", # for the message
+) -> list: # in the order of the labels
+    "Thresholds by the names of their labels as a list; ValueError for other labels, or numbers out of bounds"
+    if not isinstance(given, dict):
+        bad_value(where, "thresholds", given, "a number for each label, by its name")
+    if odd := [label for label in given if label not in labels] or [label for label in labels if label not in given]:
+        raise ValueError(f"{where}: the thresholds are of the labels {', '.join(map(str, given))}, and the model "
+                         f"has {', '.join(labels)}; {odd[0]!r} is in one of them alone")
+    return [check_number(where, f"threshold of {label}", given[label], float, 0.001, 0.999) for label in labels]
+
+def move_thresholds(
+    thresholds, # one for each label
+    old:float, new:float, # temperatures
+) -> list:
+    "The thresholds that give the same labels at another temperature"
+    t = np.asarray(thresholds, float)
+    return np.clip(expit(np.log(t/(1 - t))*old/new), 0.001, 0.999).tolist()

@@ -112,7 +112,6 @@ def counted_metric(
         return float((p == y).all(1).mean())
     return float(label_metric(name, (p & y).sum(0), p.sum(0), y.sum(0)))
 
-
 # %% ../../nbs/data/01_tasks.ipynb #ce791694
 def metrics(
     task, # a `Task` or its name
@@ -170,7 +169,6 @@ def majority(task, labels) -> float: # headline metric x 100; 0.0 for regression
     hot = y if task.multi else np.eye(len(task.labels), dtype=int)[y]
     values = (counted_metric(task.headline, np.tile(a, (len(y), 1)), hot) for a in fixed_answers(task, y))
     return 100 * max(values)
-
 
 # %% ../../nbs/data/01_tasks.ipynb #775899ec
 def save_dataset(
@@ -234,7 +232,6 @@ def strata(task:Task, labels): # (n,) array
 def class_names(feature) -> tuple|None: # None for one without names
     "The names of the classes of a `datasets` feature, of one label or of lists of them"
     return tuple(getattr(getattr(feature, "feature", feature), "names", None) or ()) or None
-
 
 # %% ../../nbs/data/01_tasks.ipynb #7a5c1005
 def text_counts(

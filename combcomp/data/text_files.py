@@ -582,7 +582,6 @@ def split_labels(
                       "labels; missing=drop leaves them out")
     return found
 
-
 # %% ../../nbs/data/03_text_files.ipynb #61e1869d
 NEARLY = r"\W*\d[\d.,\s]*(e[+-]?\d+)?\W*(/\s*\d+)?" # a number with signs around it: $3, 4/5
 
@@ -770,7 +769,6 @@ def read_splits(
         raise ValueError(f"{validation.name}: row {rows[new[0]]} has {word!r} in column "
                          f"{column!r}, which {file.name} never has; no model can learn it")
     return dict(train=(texts, ids(labels)), validation=(held, ids(held_labels))), names
-
 
 # %% ../../nbs/data/03_text_files.ipynb #1abe4b7e
 def read_unlabelled(
