@@ -138,4 +138,4 @@ def move_thresholds(
 ) -> list:
     "The thresholds that give the same labels at another temperature"
     t = np.asarray(thresholds, float)
-    return np.clip(expit(np.log(t/(1 - t))*old/new), 0.001, 0.999).tolist()
+    return np.clip(expit(np.log(t/(1 - t))*old/new), 0.001, 0.999).round(6).tolist()

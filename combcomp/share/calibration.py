@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ..basics import bad_value, expanded, rel_path
-from ..data.probabilities import Calibration, calibration, move_thresholds
+from ..data.probabilities import (
+    Calibration, calibration, check_thresholds, choose_thresholds, move_thresholds)
 from ..ship.packed_file import change_info
 from ..ship.runtimes import ABOUT, UNCHECKED, file_hashes, load_about, load_exported, write_about
 from ..ship.folder import write_readme
@@ -17,7 +18,7 @@ from .model_card import UNCALIBRATED, describe_temperature
 from .hub import MODEL, load
 
 # %% auto #0
-__all__ = ['label_ids', 'label_rows', 'set_temperature', 'calibrate']
+__all__ = ['label_ids', 'label_rows', 'set_temperature', 'check_choice', 'set_thresholds', 'calibrate']
 
 # %% ../../nbs/share/03_calibration.ipynb #k0000006
 def label_ids(
@@ -67,10 +68,38 @@ def set_temperature(
         text = card.read_text(encoding="utf-8").replace(UNCALIBRATED, describe_temperature(found.temperature))
         card.write_text(text, encoding="utf-8")
 
+def check_choice(
+    place, # of a model
+    thresholds:str, several, # as for `calibrate`, and may its texts have several labels?
+): # nothing
+    "ValueError for a choice of thresholds that there is not, or not for this model"
+    if thresholds not in (allowed := ("", "one", "label")):
+        bad_value("calibrate", "thresholds", thresholds, allowed)
+    if thresholds and not several:
+        raise ValueError(f"calibrate: thresholds={thresholds!r} is for models with several labels a text, and "
+                         f"{rel_path(place)} gives one")
+
+def set_thresholds(
+    place, # a folder that `export` wrote, or a packed file
+    thresholds:dict, # of each label, by its name
+):
+    "Write thresholds of your own into a model; ValueError for those of other labels, or a model without"
+    place = expanded(place)
+    if not (place/ABOUT).is_file():
+        return change_info(place/MODEL if place.is_dir() else place, thresholds=thresholds)
+    about = load_about(place)
+    if not about.get("multi_label"):
+        raise ValueError(f"set_thresholds: a text has one of the labels of {rel_path(place)}")
+    check_thresholds(thresholds, about["labels"], "set_thresholds")
+    write_about(about | dict(thresholds=thresholds), place)
+    if (place/"README.md").is_file():
+        write_readme(about | dict(thresholds=thresholds), place, place.resolve().name)
+
 def calibrate(
     place, # a folder that `export` or `save_pretrained` wrote, or a packed file
     texts, labels, # new to the model: texts or pairs, and the names of their labels, or lists of names
     classifier=None, # that was loaded from there; None loads it
+    thresholds:str="", # of several labels a text: one, or label for one each, chosen anew; "" keeps them
 ) -> Calibration: # temperature, and the calibration error before and after
     "Fit the temperature of a model's probabilities and store it with the model; its labels do not change"
     place = expanded(place)
@@ -80,9 +109,13 @@ def calibrate(
     about, names = classifier.about, classifier.about["labels"]
     several = about.get("multi_label")
     ids = (label_rows if several else label_ids)(labels, names)
-    found, thresholds = calibration(classifier.logits(texts), ids), None
-    if several and about.get("thresholds"):
+    check_choice(place, thresholds, several)
+    logits, of_labels = classifier.logits(texts), None
+    found = calibration(logits, ids)
+    if thresholds:
+        of_labels = dict(zip(names, choose_thresholds(logits/found.temperature, ids, thresholds)))
+    elif several and about.get("thresholds"):
         moved = move_thresholds(classifier.thresholds, about.get("temperature", 1.0), found.temperature)
-        thresholds = dict(zip(names, moved))
-    set_temperature(place, found, thresholds)
+        of_labels = dict(zip(names, moved))
+    set_temperature(place, found, of_labels)
     return found

@@ -81,7 +81,7 @@ def uncompressed(row, table): # a row, or None
 
 # %% ../../nbs/share/01_model_card.ipynb #355f7285
 REGRESSION = ("pearson", "spearman")
-METRICS = ("accuracy", "matthews", "f1", *REGRESSION)
+METRICS = ("accuracy", "matthews", "f1", "macro_f1", "micro_f1", "exact_match", *REGRESSION)
 
 def draw_scores(rows, outputs): # an array, or None without predictions
     "Bootstrap draws of the score of rows with one configuration"
@@ -224,7 +224,8 @@ def describe_answers(row, labels) -> str:
         answers = " Its answer is a number."
     else:
         more = f" and {len(labels) - 20:,} more"*(len(labels) > 20)
-        answers = f" Its answers: {', '.join(map(code_span, labels[:20]))}{more}."*bool(labels)
+        several = "any number of " if "labels=" in task.partition("?")[2] else ""
+        answers = f" Its answers: {several}{', '.join(map(code_span, labels[:20]))}{more}."*bool(labels)
     size = f" It takes {row['mb_file']:.2f} MB." if row.get("mb_file") else ""
     kind = "BERT" if row["family"] in FAMILIES else "text encoder"
     return f"A {kind} that answers {asked}{answers}{size}"

@@ -344,12 +344,10 @@ def find_thresholds(
     model, tokenizer, data, # as for `evaluate`
     run:Run, task:Task,
 ) -> list|None: # None is 0.5 for every label
-    "The thresholds of several labels: those of the model, else from the part that was held out for choosing them"
-    if given := getattr(model, "thresholds", None):
-        return move_thresholds(given, getattr(model, "temperature", 1.0), 1)
-    how = recipe_of(run.recipe).thresholds
+    "The thresholds of several labels from the part that was held out for choosing them, else those of the model"
+    how, given = recipe_of(run.recipe).thresholds, getattr(model, "thresholds", None)
     if not task.multi or not how or "thresholds" not in data:
-        return None
+        return given and move_thresholds(given, getattr(model, "temperature", 1.0), 1)
     held = data["thresholds"]
     logits = predict(model, tokenizer, held, task.texts, max_length=run.max_length)
     return choose_thresholds(logits, label_vector(task, held["label"][:]), how)
@@ -450,7 +448,8 @@ def store(
     if said := describe_thresholds(run, trained.task, scores.thresholds):
         ctx.log(f"  {said}", flush=True)
     if scores.thresholds:
-        moved = move_thresholds(scores.thresholds, 1, info.get("temperature", 1.0))
+        temperature = info.get("temperature", getattr(model, "temperature", 1.0))
+        moved = move_thresholds(scores.thresholds, 1, temperature)
         info = info | dict(thresholds=dict(zip(trained.task.labels, moved)))
     def write(path):
         pack(model, path, tokenizer, info)
