@@ -9,7 +9,7 @@ NAMES = dict(
     unpack="ship.packed_file", sizes="models.sizes", export="ship.runtimes", load_exported="ship.runtimes",
     bench="ship.latency", max_reduction="study.reductions", interactions="study.reductions",
     recommend="study.recommendation", own="data.text_files", save_pretrained="share.hub", load="share.hub",
-    push_to_hub="share.hub")
+    push_to_hub="share.hub", shrink="share.checkpoints")
 __all__ = list(NAMES)
 
 

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['CODES', 'RUN', 'GRID', 'STUDY', 'SMALLEST', 'COMMANDS', 'METAVARS', 'Option', 'options', 'Answer', 'Failed',
            'as_failure', 'run_and_compare', 'conclusion', 'run_command', 'records', 'score_table', 'print_or_exit',
-           'grid_command', 'find_model', 'check_free', 'load_checkpoint', 'origin', 'pack_command', 'Opened',
-           'find_tokenizer', 'open_model', 'unpack_command', 'validation_set', 'describe_export', 'export_command',
-           'verify_command', 'open_classifier', 'read_inputs', 'label_joiner', 'several_columns', 'answer_columns',
-           'predict_command', 'read_labels', 'calibrate_command', 'format_table', 'Study', 'pick_study',
-           'recommend_command', 'smallest_command', 'sizes_command', 'Command', 'add_option', 'Parser', 'parser',
-           'parse', 'as_options', 'report_error', 'print_warning', 'execute', 'flush_output', 'main']
+           'grid_command', 'find_model', 'check_free', 'origin', 'pack_command', 'Opened', 'find_tokenizer',
+           'open_model', 'unpack_command', 'validation_set', 'describe_export', 'export_command', 'verify_command',
+           'open_classifier', 'read_inputs', 'label_joiner', 'several_columns', 'answer_columns', 'predict_command',
+           'read_labels', 'calibrate_command', 'known_labels', 'compress_command', 'format_table', 'Study',
+           'pick_study', 'recommend_command', 'smallest_command', 'sizes_command', 'Command', 'add_option', 'Parser',
+           'parser', 'parse', 'as_options', 'report_error', 'print_warning', 'execute', 'flush_output', 'main']
 
 # %% ../nbs/cli.ipynb #58d2c511
 import argparse, json, os, re, sys, tempfile, traceback, warnings
@@ -232,24 +232,6 @@ def check_free(
     return path
 
 # %% ../nbs/cli.ipynb #5e970ee0
-def load_checkpoint(
-    folder, # that transformers wrote
-): # a sequence classifier of transformers in fp32
-    "A fine-tuned classifier from its folder; ValueError if it holds none"
-    from transformers import AutoModelForSequenceClassification
-    from combcomp.models.encoders import encoder_config
-    if not (Path(folder)/"config.json").is_file():
-        raise ValueError(f"{rel_path(folder)} holds no config.json; give a folder that transformers' "
-                         "save_pretrained wrote")
-    encoder_config(str(folder), "full", "folder")
-    model, found = AutoModelForSequenceClassification.from_pretrained(
-        str(folder), dtype="float32", use_safetensors=True, local_files_only=True, trust_remote_code=False,
-        output_loading_info=True)
-    if found["missing_keys"]:
-        first = sorted(found["missing_keys"])[0]
-        raise ValueError(f"{rel_path(folder)} has no trained {first}: it holds no fine-tuned classifier")
-    return model.eval()
-
 def origin(
     about:dict, # from `inspect`
 ) -> dict: # run, methods, task; None for what the file does not name
@@ -266,6 +248,7 @@ def pack_command(
     "Write the packed file of a run, or of a transformers folder"
     path, from_folder = check_free(out, force), expanded(id_or_folder).is_dir()
     source = None if from_folder else find_model(id_or_folder, outputs)
+    from combcomp.share.checkpoints import load_checkpoint
     from combcomp.ship.packed_file import inspect, pack, unpack
     path.absolute().parent.mkdir(parents=True, exist_ok=True)
     if from_folder:
@@ -610,6 +593,66 @@ def calibrate_command(
     found = calibrate(target, texts, labels, classifier, thresholds)
     return Answer(found._asdict() | dict(file=rel_path(target)), f"{rel_path(target)}  {found}")
 
+# %% ../nbs/cli.ipynb #5ea30002
+def known_labels(
+    file:Path, columns:dict, names:list, # columns of the file, and those of the texts
+    label:str, about:dict, # as for `compress_command`, and labels and multi_label of the model
+) -> list|None: # None if the file has none
+    "The labels of a file if its column is named, or holds labels of the model"
+    from combcomp.data.text_files import guess_label
+    if file.suffix.lower() == ".txt":
+        return None
+    guessed = label or guess_label(columns, tuple(names))
+    if not guessed:
+        return None
+    try:
+        found = read_labels(file, columns, names, about, guessed)
+    except ValueError:
+        if label:
+            raise
+        return None
+    if label or about["multi_label"] or about["labels"] is None:
+        return found
+    return found if {*found} <= {*about["labels"], *map(str, range(len(about["labels"])))} else None
+
+def compress_command(
+    folder:str, # of transformers: a fine-tuned classifier and its tokenizer
+    methods:str="ptq", # ptq, vocab(rows=...), or both with a comma between them
+    texts:str="", # texts like those that it will read: .txt with one a line, CSV, JSON lines or parquet
+    out:str="", # the file to write; empty is the name of the folder with .safetensors
+    text:str="", # the text column, or two with a comma between them; empty finds them
+    label:str="", # the label column; empty finds one that holds labels of the model
+    max_length:int=None, # tokens after which texts are cut; None is what the folder says, or 128
+    force:bool=False, # overwrite the file
+) -> Answer:
+    "Make a fine-tuned model smaller without training and without labels: quantize, trim, pack"
+    place, file = expanded(folder), expanded(texts) if texts else None
+    if not place.is_dir():
+        raise ValueError(f"{folder!r} is no folder; give one that transformers' save_pretrained wrote")
+    path = check_free(out or f"{place.resolve().name}.safetensors", force)
+    from combcomp.share.checkpoints import load_checkpoint, shrink, untrained_methods
+    untrained_methods(methods, folder)
+    if file is None:
+        raise ValueError("compress: which texts will it read? Give texts= with a file of some hundred; they need no "
+                         "label")
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {texts!r}")
+    from combcomp.data.probabilities import is_multi
+    from combcomp.data.text_files import guess_texts, read_columns
+    from combcomp.study.runner import hush
+    hush()
+    config = load_checkpoint(place).config
+    labels = [config.id2label[i] for i in range(config.num_labels)] if config.num_labels > 1 else None
+    about = dict(labels=labels, multi_label=is_multi(config), task=None)
+    found = text.split(",") if text else ["text"]
+    if not text and file.suffix.lower() != ".txt":
+        found = guess_texts(read_columns(file)[0], label or None)
+    columns, names = read_inputs(file, about | dict(pairs=len(found) == 2), text)
+    rows = columns[names[0]] if len(names) == 1 else [*zip(*(columns[n] for n in names))]
+    answers = known_labels(file, columns, names, label, about)
+    shrunk = shrink(place, path, [*rows], answers, methods, max_length)
+    return Answer(shrunk._asdict(), str(shrunk))
+
 # %% ../nbs/cli.ipynb #0853fc70
 def format_table(
     table, # a DataFrame
@@ -749,7 +792,11 @@ COMMANDS = dict(
     verify=Command(verify_command, options(verify_command), ("combcomp verify shipped",)),
     calibrate=Command(calibrate_command, options(calibrate_command), (
         "combcomp calibrate shipped",
-        "combcomp calibrate small.safetensors --file labelled.csv --text review --label stars")),
+        "combcomp calibrate small.safetensors --file labelled.csv --text review --label stars",
+        "combcomp calibrate small.safetensors --file tagged.jsonl --thresholds label")),
+    compress=Command(compress_command, options(compress_command), (
+        "combcomp compress my-checkpoint --texts more.txt -o small.safetensors",
+        "combcomp compress my-checkpoint --methods 'ptq,vocab(rows=8000)' --texts labelled.csv --label stars")),
     predict=Command(predict_command, options(predict_command), (
         "combcomp predict shipped new.csv -o labelled.csv",
         "combcomp predict shipped new.csv -o labelled.csv --threshold 0.8 --probabilities",
