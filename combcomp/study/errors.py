@@ -116,7 +116,7 @@ def worst_rows(
 class Examined(NamedTuple):
     "The answers of a run on the validation set of its task"
     report: Any # from `class_report`; None for a regression
-    worst: Any # a DataFrame: the texts, predicted, label, certainty (of a regression the distance)
+    worst: Any # a DataFrame: texts, predicted, label, certainty (or distance); None if the model is gone
     predicted: Any
     labels: Any
     names: tuple|None # of the classes
@@ -135,16 +135,16 @@ def examine(
     outputs=None, # folder of its model and predictions; None is the project's
     n:int=10, # errors
 ) -> Examined:
-    "What a run gets wrong; FileNotFoundError if its predictions or its model are gone"
+    "What a run gets wrong; FileNotFoundError if its predictions are gone"
     fields = Run.__dataclass_fields__
     run = row_or_run if isinstance(row_or_run, Run) else Run(**{k: row_or_run[k] for k in fields if k in row_or_run})
     ctx = Context(outputs_dir(outputs))
     predicted, labels = load_predictions(run.id, outputs)
     path, task = model_file(run, outputs), task_of(run.task, ctx.cache)
+    report = class_report(predicted, labels, task.labels) if task.labels else None
+    if not path.is_file(): # how certain it was is not known
+        return Examined(report, None, predicted, labels, task.labels)
     data = load_task(run.task, run.limit, ctx.cache, run.split)[task.evals[0]]
-    if not path.is_file():
-        raise FileNotFoundError(f"examine: the model of run {run.id} is gone, and its certainty is unknown; make the "
-                                "run again with force=True")
     with hushed():
         model = unpack(path)
         logits = predict(model, own_tokenizer(run, ctx), data, task.texts, max_length=run.max_length)
@@ -152,5 +152,4 @@ def examine(
     found = worst_rows(logits, labels, task.labels, temperature, thresholds)[:n]
     worst = pd.DataFrame([{t: data[r["row"]][t] for t in task.texts} | {k: r[k] for k in r if k != "row"}
                           for r in found], columns=[*task.texts, "predicted", "label", "certainty"])
-    report = class_report(predicted, labels, task.labels) if task.labels else None
     return Examined(report, worst, predicted, labels, task.labels)
