@@ -552,7 +552,8 @@ def read_labels(
         separator = parse_file_task(task)[1].get("labels") if task.startswith("file:") and not lists else None
         return split_labels(file.name, label, values, "list" if lists else separator or "pipe", None)
     if lists and not isinstance(values[lists[0] - 1], str):
-        raise ValueError(f"{file.name}: row {lists[0]} has a list of labels in column {label!r}, and the model "
+        raise ValueError(f"{file.name}: row {lists[0]} has a list of labels in column {label!r}, and the "
+                         "model "
                          "gives one label a text; give one label in every row")
     complete_rows(file.name, columns, [label], None)
     return label_words(columns[label], columns[label])
@@ -562,12 +563,13 @@ def calibrate_command(
     file:str="", # labelled texts that the model was not trained on; empty is the validation set of its task
     text:str="", # the text column, or two with a comma between them; empty finds them
     label:str="", # the label column; empty finds it
-    thresholds:str="", # of several labels a text: one, or label for one each, chosen on the file; empty keeps them
+    thresholds:str="", # of several labels a text: one, or label; chosen on the file, empty keeps them
     outputs:str=None, # folder of rows, models and caches; None is outputs/ of this project
 ) -> Answer:
     "Fit the temperature of a model's probabilities, and thresholds if asked, and store them in its file"
     if thresholds and not file:
-        raise ValueError("calibrate: thresholds are never chosen on the validation set; give labelled texts that the "
+        raise ValueError("calibrate: thresholds are never chosen on the validation set; give labelled texts "
+                         "that the "
                          "model has not seen with file=")
     place = expanded(file) if file else None
     if place and not place.is_file():
@@ -633,7 +635,8 @@ def compress_command(
     from combcomp.share.checkpoints import load_checkpoint, shrink, untrained_methods
     untrained_methods(methods, folder)
     if file is None:
-        raise ValueError("compress: which texts will it read? Give texts= with a file of some hundred; they need no "
+        raise ValueError("compress: which texts will it read? Give texts= with a file of some hundred; they "
+                         "need no "
                          "label")
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {texts!r}")
@@ -796,7 +799,8 @@ COMMANDS = dict(
         "combcomp calibrate small.safetensors --file tagged.jsonl --thresholds label")),
     compress=Command(compress_command, options(compress_command), (
         "combcomp compress my-checkpoint --texts more.txt -o small.safetensors",
-        "combcomp compress my-checkpoint --methods 'ptq,vocab(rows=8000)' --texts labelled.csv --label stars")),
+        "combcomp compress my-checkpoint --methods 'ptq,vocab(rows=8000)' --texts labelled.csv --label "
+        "stars")),
     predict=Command(predict_command, options(predict_command), (
         "combcomp predict shipped new.csv -o labelled.csv",
         "combcomp predict shipped new.csv -o labelled.csv --threshold 0.8 --probabilities",

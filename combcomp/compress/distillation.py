@@ -100,7 +100,8 @@ def check_labels(
     if task.labels and is_multi(model.config) != task.multi:
         kinds = ("one label a text", "several labels a text")
         raise ValueError(f"teacher: it was trained for {kinds[not task.multi]}, and {task.title} has "
-                         f"{kinds[task.multi]}; use a teacher that was trained for that (its config.json has the "
+                         f"{kinds[task.multi]}; use a teacher that was trained for that (its config.json has "
+                         "the "
                          "problem_type)")
     theirs = [str(model.config.id2label[i]).lower() for i in range(model.config.num_labels)]
     ours = [*(task.labels or ("score",))]

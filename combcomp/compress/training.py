@@ -168,7 +168,8 @@ def class_weights(
     if y.ndim == 2:
         y = y[~y.isnan().any(1)]
         have = y.sum(0)
-        return torch.where(have > 0, (len(y) - have)/have.clamp(min=1), 1.0).clamp(1/HEAVIEST, HEAVIEST).float()
+        weights = torch.where(have > 0, (len(y) - have)/have.clamp(min=1), 1.0)
+        return weights.clamp(1/HEAVIEST, HEAVIEST).float()
     count = torch.bincount(y[y >= 0], minlength=classes)
     return torch.where(count > 0, count.sum()/(classes*count.clamp(min=1)), 1.0).float()
 

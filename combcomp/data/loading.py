@@ -11,7 +11,9 @@ import numpy as np
 
 from ..basics import check_number, hub, import_object, outputs_dir
 from ..spec import Task, WORDNET
-from .tasks import class_names, label_vector, strata, task_of, text_counts, text_dataset, unseen_rows
+from combcomp.data.tasks import (
+    class_names, label_vector, strata, task_of, text_counts, text_dataset, unseen_rows,
+)
 
 # %% auto #0
 __all__ = ['glue_data', 'check_splits', 'stratified_order', 'label_order', 'split_train', 'held_out_rows', 'hold_out_thresholds',

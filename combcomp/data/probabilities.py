@@ -127,10 +127,12 @@ def check_thresholds(
     "Thresholds by the names of their labels as a list; ValueError for other labels, or numbers out of bounds"
     if not isinstance(given, dict):
         bad_value(where, "thresholds", given, "a number for each label, by its name")
-    if odd := [label for label in given if label not in labels] or [label for label in labels if label not in given]:
-        raise ValueError(f"{where}: the thresholds are of the labels {', '.join(map(str, given))}, and the model "
+    if odd := [*{*given} - {*labels}] or [label for label in labels if label not in given]:
+        raise ValueError(f"{where}: the thresholds are of the labels {', '.join(map(str, given))}, and the "
+                         "model "
                          f"has {', '.join(labels)}; {odd[0]!r} is in one of them alone")
-    return [check_number(where, f"threshold of {label}", given[label], float, 0.001, 0.999) for label in labels]
+    check = lambda label: check_number(where, f"threshold of {label}", given[label], float, 0.001, 0.999)
+    return [*map(check, labels)]
 
 def move_thresholds(
     thresholds, # one for each label

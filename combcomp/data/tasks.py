@@ -90,7 +90,7 @@ def label_metric(
     name:str, # micro_f1, macro_f1, f1 (of class 1), or matthews
     hits, said, true, # (classes, ...): how often a label is predicted rightly, predicted, and there
 ): # (...)
-    "A metric of labels from counts; of the macro F1, labels that neither occur nor are predicted are left out"
+    "A metric of labels from counts; the macro F1 is of labels that occur or are predicted"
     hits, said, true = (np.asarray(v, float) for v in (hits, said, true))
     ratio = lambda a, b: np.where(b > 0, a/np.maximum(b, 1e-12), 0.0)
     if name == "micro_f1":
@@ -118,7 +118,7 @@ def metrics(
     predictions, # logits, (n, classes); for regression (n,) or (n, 1)
     labels, # (n,) class ids, or numbers; n lists of ids where a text has several
     thresholds=None, # as for `decide`
-) -> dict: # metric -> value: accuracy, F1 and exact match in [0, 1]; matthews, pearson and spearman in [-1, 1]
+) -> dict: # metric -> value: accuracy, F1, exact match in [0, 1]; matthews, pearson, spearman in [-1, 1]
     "All metrics of the task; ValueError for NaN, wrong shapes and labels that are not of the task"
     from sklearn import metrics as m
     task = task_of(task)

@@ -16,7 +16,9 @@ import numpy as np
 
 from ..basics import atomic_bytes, bad_value, find_file, is_intact, outputs_dir, rel_path
 from ..spec import file_task, kind_of, METRICS, OPTIONS, parse_file_task, portable, SEPARATORS, Task
-from .tasks import class_names as feature_names, rarest_label, save_dataset, text_counts, text_dataset
+from combcomp.data.tasks import (
+    class_names as feature_names, rarest_label, save_dataset, text_counts, text_dataset,
+)
 
 # %% auto #0
 __all__ = ['ENDINGS', 'FORMS', 'DOUBLE', 'STYLES', 'LABELS', 'PAIRS', 'TEXTS', 'CLASSES', 'COMMON', 'LONGEST', 'LARGEST', 'GAPS',
@@ -482,8 +484,10 @@ def read_classes(
     for i, v in zip(rows, values):
         if not isinstance(v, (str, int, float, Decimal, date, time)):
             raise ValueError(f"{name}: row {i} has {str(v)[:40]!r} in column {column!r}, a "
-                             f"{type(v).__name__}; a label is one word or number, and a text has one label. If "
-                             "texts have several, write a list in every row, an empty one for a text with none")
+                             f"{type(v).__name__}; a label is one word or number, and a text has one label. "
+                             "If "
+                             "texts have several, write a list in every row, an empty one for a text with "
+                             "none")
         if known and not (isinstance(v, int) and 0 <= v < len(known)):
             raise ValueError(f"{name}: row {i} has {v!r} in column {column!r}; its classes have the ids 0 to "
                              f"{len(known) - 1}")
@@ -541,8 +545,10 @@ def guess_labels(
         return "list" if lists and all(lists) else None
     i = lists.index(sum(lists)*2 < len(lists)) # the first one of those that are fewer
     what = "a list" if lists[i] else "a single label"
-    raise ValueError(f"{name}: row {rows[i]} has {str(values[i])[:40]!r} in column {column!r}, {what}, and most "
-                     f"other rows have {'single labels' if lists[i] else 'lists'}; write all of them as lists, an "
+    raise ValueError(f"{name}: row {rows[i]} has {str(values[i])[:40]!r} in column {column!r}, {what}, and "
+                     "most "
+                     f"other rows have {'single labels' if lists[i] else 'lists'}; write all of them as "
+                     "lists, an "
                      "empty one for a text without a label, or one label in every row")
 
 def split_labels(
@@ -555,12 +561,15 @@ def split_labels(
         found = [None if is_missing(v, missing != "keep") else as_list(v) for v in values]
         for i, (v, labels) in enumerate(zip(values, found), 1):
             if labels is None and not is_missing(v, missing != "keep"):
-                raise ValueError(f"{name}: row {i} has {str(v)[:40]!r} in column {column!r}, where lists of labels "
-                                 'are expected; write ["a"] for one label, or name what is between several with '
+                raise ValueError(f"{name}: row {i} has {str(v)[:40]!r} in column {column!r}, where lists of "
+                                 "labels "
+                                 'are expected; write ["a"] for one label, or name what is between several '
+                                 'with '
                                  "labels=, as in labels=pipe")
             for label in labels or ():
                 if is_missing(label, missing != "keep"):
-                    raise ValueError(f"{name}: row {i} has {str(v)[:40]!r} in column {column!r}, a list with an "
+                    raise ValueError(f"{name}: row {i} has {str(v)[:40]!r} in column {column!r}, a list with "
+                                     "an "
                                      "empty label; take it out of the list")
         return found
     character, found = SEPARATORS.get(separator, separator), []
@@ -574,11 +583,14 @@ def split_labels(
             parts = None if is_missing(v, missing != "keep") else str(v).split(character)
             found.append(parts and [part.strip() for part in parts if part.strip()])
     if not any(len(labels or ()) > 1 for labels in found):
-        raise ValueError(f"{name}: no row has {character!r} between two labels in column {column!r}, for example "
-                         f"{str(values[0])[:40]!r} in row 1; labels= names the character, or leave it out if a "
+        raise ValueError(f"{name}: no row has {character!r} between two labels in column {column!r}, for "
+                         "example "
+                         f"{str(values[0])[:40]!r} in row 1; labels= names the character, or leave it out if "
+                         "a "
                          "text has one label")
     if empty := sum(labels == [] for labels in found):
-        warnings.warn(f"{name}: {empty} row(s) have nothing in column {column!r} and are texts with none of the "
+        warnings.warn(f"{name}: {empty} row(s) have nothing in column {column!r} and are texts with none of "
+                      "the "
                       "labels; missing=drop leaves them out")
     return found
 
@@ -684,7 +696,7 @@ def read_labelled(
     if regression:
         labels = read_numbers(file.name, label, columns[label], rows)
     elif separator:
-        flat, places = [v for labels in columns[label] for v in labels], [len(labels) for labels in columns[label]]
+        flat, places = [v for labels in columns[label] for v in labels], [*map(len, columns[label])]
         each = iter(read_classes(file.name, label, flat, np.repeat(rows, places).tolist(), known.get(label)))
         labels = [[next(each) for _ in range(n)] for n in places]
     else:
@@ -733,7 +745,8 @@ def read_splits(
 ) -> tuple: # (split -> (texts, labels), class names or None)
     "The training and validation set of a task, as lists"
     options = parse_file_task(name)[1]
-    regression, several, column = kind_of(options) == "regression", kind_of(options) == "several", options["label"]
+    kind, column = kind_of(options), options["label"]
+    regression, several = kind == "regression", kind == "several"
     texts, values, rows, known = read_labelled(file, options)
     training = [v for labels in values for v in labels] if several else values
     labels = values if regression else words_of(values, training, several, known)
@@ -877,7 +890,8 @@ def resolve_version(
     if "kind" not in options and not separator:
         separator = guess_labels(name, label, labels, rows)
     if separator and options.get("kind") == "regression":
-        raise ValueError(f"{name}: kind=regression predicts one number, and labels={separator} reads several labels "
+        raise ValueError(f"{name}: kind=regression predicts one number, and labels={separator} reads several "
+                         "labels "
                          "a text; leave one of them out")
     if label not in known and "kind" not in options and not separator:
         check_numeric(name, label, labels, rows)
@@ -894,7 +908,8 @@ def resolve_version(
     full = file_task(path, options, files_digest(files))
     _, names = read_splits(full, *files[:2]) # raises for what is wrong in a row
     if metric == "f1" and len(names) != 2:
-        raise ValueError(f"{name}: metric=f1 is for two classes, and there are {len(names)}; use metric=macro_f1")
+        raise ValueError(f"{name}: metric=f1 is for two classes, and there are {len(names)}; use "
+                         "metric=macro_f1")
     read_transfer(full, *files)
     return full
 
@@ -998,7 +1013,7 @@ def own_task(
     texts = ("text",) if len(options["text"]) == 1 else ("text1", "text2")
     kind = kind_of(options)
     headline = options.get("metric") or METRICS[kind][0]
-    also = dict(classification=("accuracy", "matthews"), regression=("pearson", "spearman")).get(kind, METRICS[kind])
+    also = METRICS[kind] if kind != "classification" else ("accuracy", "matthews")
     return Task(name, texts, tuple(labels) if labels else None, headline=headline,
                 also=tuple(m for m in also if m != headline), multi=kind == "several",
                 augment=None if "language" in options else (),
@@ -1067,7 +1082,7 @@ def own(
     label:str|None=None, # column; None guesses
     name:str="data", # of the file that is written, for data in memory
     outputs=None, # folder; None is the project's
-    **options, # validation, unlabelled (or a table), kind, labels, metric, language, missing: as in the name of a task
+    **options, # validation, unlabelled (or a table), kind, labels, metric, ...: as in a task's name
 ) -> str: # the full name of the task, for `Run`
     "Your own data as a task; TypeError for data without columns, ValueError for what is wrong in them"
     for k in options:

@@ -27,7 +27,8 @@ def label_ids(
 ) -> list: # of ids
     "Names of labels as ids; ValueError for one that the model does not have"
     if any(isinstance(label, (list, tuple)) for label in labels):
-        raise ValueError("calibrate: there are lists of labels, and a text has one of the labels of this model; "
+        raise ValueError("calibrate: there are lists of labels, and a text has one of the labels of this "
+                         "model; "
                          "give one label a text")
     place = {name: i for i, name in enumerate(names)}
     for label in labels:
@@ -39,9 +40,10 @@ def label_rows(
     labels, # lists of names, one for each text
     names, # of the model's labels
 ) -> np.ndarray: # (texts, labels) of 0 and 1
-    "Lists of names as rows of 0 and 1; ValueError for what is no list, or a name that the model does not have"
+    "Lists of names as rows of 0 and 1; ValueError for what is no list, or an unknown name"
     if (single := [label for label in labels if isinstance(label, str)]):
-        raise ValueError(f"calibrate: {single[0][:40]!r} is one label, and a text may have several of the labels of "
+        raise ValueError(f"calibrate: {single[0][:40]!r} is one label, and a text may have several of the "
+                         "labels of "
                          "this model; give a list for each text")
     rows = np.zeros((len(labels), len(names)), int)
     for row, text in zip(rows, labels):
@@ -76,7 +78,8 @@ def check_choice(
     if thresholds not in (allowed := ("", "one", "label")):
         bad_value("calibrate", "thresholds", thresholds, allowed)
     if thresholds and not several:
-        raise ValueError(f"calibrate: thresholds={thresholds!r} is for models with several labels a text, and "
+        raise ValueError(f"calibrate: thresholds={thresholds!r} is for models with several labels a text, "
+                         "and "
                          f"{rel_path(place)} gives one")
 
 def set_thresholds(

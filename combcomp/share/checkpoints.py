@@ -53,7 +53,8 @@ def checkpoint_tokenizer(
 ):
     "The tokenizer in the folder of a model; ValueError if there is none, or it is another model's"
     if not any((Path(folder)/name).is_file() for name in ("tokenizer.json", "vocab.txt", "spiece.model")):
-        raise ValueError(f"{rel_path(folder)} holds no tokenizer; save the one that the model was trained with into "
+        raise ValueError(f"{rel_path(folder)} holds no tokenizer; save the one that the model was trained "
+                         "with into "
                          "it, with tokenizer.save_pretrained(folder)")
     return check_tokenizer(load_tokenizer(str(folder), "full"), model.config)
 
@@ -68,8 +69,10 @@ def untrained_methods(
         bad_value("compress", "methods", methods, "ptq, vocab(rows=...), or both with a comma between them")
     trains = [info_of(o).name for o in every if info_of(o).trains and not info_of(o).tokenizes]
     if trains:
-        raise ValueError(f"compress: {', '.join(trains)} acts in training, which needs labelled texts: `combcomp run "
-                         f"{methods} --family {rel_path(folder)} --size full --task file:labelled.csv`; without "
+        raise ValueError(f"compress: {', '.join(trains)} acts in training, which needs labelled texts: "
+                         "`combcomp run "
+                         f"{methods} --family {rel_path(folder)} --size full --task file:labelled.csv`; "
+                         "without "
                          "training there are ptq and vocab")
     return tuple(every)
 
@@ -93,7 +96,8 @@ def checkpoint_labels(
     if not task.labels:
         if (numbers := as_numbers(labels)) is None:
             odd = labels[not_numbers(labels)[0]]
-            raise ValueError(f"compress: the label {str(odd)[:40]!r} is not a number, and the model answers with one; "
+            raise ValueError(f"compress: the label {str(odd)[:40]!r} is not a number, and the model answers "
+                             "with one; "
                              "give numbers, or no labels")
         return numbers
     flat = {str(v) for text in labels for v in (text if task.multi and not isinstance(text, str) else [text])}
@@ -128,11 +132,14 @@ class Shrunk(NamedTuple):
     after: float|None = None # score of the packed file
 
     def __str__(self):
-        lines = [f"{self.file}  {self.methods}: {self.mb_before:.2f} MB before, {self.mb_after:.2f} MB after, "
+        lines = [f"{self.file}  {self.methods}: {self.mb_before:.2f} MB before, {self.mb_after:.2f} MB "
+                 "after, "
                  f"{self.mb_before/self.mb_after:.1f} times smaller",
-                 f"{self.equal:.1%} of {self.compared:,} answers are equal, calibrated on {self.calibrated:,} texts"]
+                 f"{self.equal:.1%} of {self.compared:,} answers are equal, calibrated on "
+                 f"{self.calibrated:,} texts"]
         if self.metric:
-            lines.append(f"{self.metric} {self.before:.1f} before, {self.after:.1f} after, on texts that did not "
+            lines.append(f"{self.metric} {self.before:.1f} before, {self.after:.1f} after, on texts that did "
+                         "not "
                          "calibrate it")
         return "\n".join(lines)
 
@@ -140,7 +147,7 @@ def shrink(
     folder, # of transformers: a fine-tuned classifier and its tokenizer
     out, # the packed file to write
     texts, # strings, or pairs of them, like those that it will read
-    labels=None, # of each text: a name or id, a list of them for several, or a number; None compares answers alone
+    labels=None, # of each text: name, id, list of them, or number; None compares answers alone
     methods:str="ptq", # ptq, vocab(rows=...), or both
     max_length:int|None=None, # tokens after which texts are cut; None is what the folder says, or 128
     seed:int=0, # of the half that calibrates, with labels
@@ -161,7 +168,8 @@ def shrink(
     max_length = check_number("compress", "max_length", max_length, int, 3, positions)
     y = None if labels is None else checkpoint_labels(task, labels)
     if y is not None and len(y) != len(texts):
-        raise ValueError(f"compress: there are {len(texts)} texts and {len(y)} labels; give a label for each text")
+        raise ValueError(f"compress: there are {len(texts)} texts and {len(y)} labels; give a label for each "
+                         "text")
     order = np.random.default_rng(seed).permutation(len(texts))
     fit, test = np.array_split(order, 2) if y is not None else (order, order)
     if not len(fit) or not len(test):
@@ -178,7 +186,8 @@ def shrink(
     second = answers()
     model.cpu()
     kept = {"task": known["task"]} if isinstance(known.get("task"), str) else {}
-    model.config.combcomp = kept | dict(methods=methods, max_length=max_length, pairs=pairs, cased=is_cased(tokenizer))
+    reads = dict(max_length=max_length, pairs=pairs, cased=is_cased(tokenizer))
+    model.config.combcomp = kept | reads | dict(methods=methods)
     about = pack(model, out, tokenizer)
     found = Shrunk(rel_path(out), methods, size, about["bytes"]/1e6, len(fit), len(test),
                    equal_answers(task, first, second))

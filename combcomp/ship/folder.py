@@ -242,7 +242,9 @@ def write_readme(
     answers = CLASSES if labels else NUMBERS
     if about.get("multi_label"):
         answers = SEVERAL
-    thresholds = [float(f"{t:.4g}") for t in (about.get("thresholds") or dict.fromkeys(labels or (), 0.5)).values()]
+    of_labels = about.get("thresholds") or dict.fromkeys(labels or (), 0.5)
+    thresholds = [float(f"{of_labels[label]:.4g}") for label in labels or ()]
+    answers = answers.format(temperature=temperature, why=why, thresholds=thresholds) if labels else NUMBERS
     stored = (folder/REFERENCES).is_file()
     references = (f"`{REFERENCES}` holds inputs with their logits, and the difference that is allowed. "
                   "`pip install 'combcomp[runtime]'`, then `combcomp verify .` compares them with what this "
@@ -254,6 +256,6 @@ def write_readme(
         name=dict(onnx="ONNX Runtime", openvino="OpenVINO")[runtime],
         package=dict(onnx="onnxruntime", openvino="openvino")[runtime], pad_token=json.dumps(about["pad_token"]),
         session=SESSIONS[runtime].format(settings=settings), example=example, feed="{" + feed + "}",
-        call=CALLS[runtime], answers=answers.format(temperature=temperature, why=why, thresholds=thresholds) if labels else NUMBERS,
+        call=CALLS[runtime], answers=answers,
         others=OTHERS[runtime].format(settings=settings, js=json.dumps(name)), references=references)
     (folder/"README.md").write_text(text, encoding="utf-8")

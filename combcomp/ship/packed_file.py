@@ -303,7 +303,8 @@ def thresholds_of(
     if given is None:
         return None
     if not is_multi(config):
-        raise ValueError("info: there are thresholds, and a text has one of the labels of this model; leave them out")
+        raise ValueError("info: there are thresholds, and a text has one of the labels of this model; leave "
+                         "them out")
     names = {int(i): v for i, v in (config if isinstance(config, dict) else vars(config))["id2label"].items()}
     return check_thresholds(given, [names[i] for i in range(len(names))], "info")
 
@@ -311,7 +312,7 @@ def pack(
     model:PreTrainedModel, # converted: plain modules in float32
     path, # where to write; an existing file is replaced
     tokenizer="", # hub name of the tokenizer, kept as it is; or a tokenizer, which is put into the file
-    info:dict|None=None, # anything JSON can hold, kept; `temperature` and `thresholds` are those of probabilities
+    info:dict|None=None, # anything JSON can hold, as it is; with `temperature` and `thresholds`
 ) -> dict: # as from `inspect`
     "Write a model to one file, each tensor in its smallest form; ValueError for a model that is not plain"
     path = expanded(path)

@@ -359,7 +359,8 @@ class Exported:
         if self.about.get("multi_label"):
             names, rows = self.about["labels"], self.probabilities(texts, batch_size)
             found = [np.flatnonzero(row >= self.thresholds) for row in rows]
-            return [dict(labels=[names[i] for i in ids], scores=row[ids].tolist()) for ids, row in zip(found, rows)]
+            return [dict(labels=[names[i] for i in ids], scores=row[ids].tolist())
+                    for ids, row in zip(found, rows)]
         out, labels = self.logits(texts, batch_size).astype(float), self.about["labels"]
         if labels is None:
             return [dict(label=None, score=float(v)) for v in out[:, 0]]
@@ -604,8 +605,8 @@ def parity(
         spread = max(np.ptp(labels), np.ptp(logits)) if np.ptp(labels) else abs(logits).max()
         same = difference[:, 0] <= spread/100
     before, after = (score(task, metrics(task, l, labels, thresholds)) for l in (logits, exported))
-    found = dict(score=before, exported_score=after, equal=float(same.mean()), largest=float(difference.max()),
-                 examples=len(logits))
+    found = dict(score=before, exported_score=after, equal=float(same.mean()),
+                 largest=float(difference.max()), examples=len(logits))
     if task.multi:
         found["equal_by_label"] = dict(zip(task.labels, by_label.tolist()))
     return found
@@ -651,7 +652,8 @@ def write_export(
     several = dict(multi_label=True, thresholds=None) if is_multi(model.config) else {}
     if several and getattr(model, "thresholds", None):
         several["thresholds"] = dict(zip((labels[i] for i in range(len(labels))), model.thresholds))
-    return several | dict(format=FORMAT, version=VERSION, runtime=runtime, precision=precision, max_length=max_length,
+    return several | dict(format=FORMAT, version=VERSION, runtime=runtime, precision=precision,
+                max_length=max_length,
                 labels=[labels[i] for i in range(len(labels))] if len(labels) > 1 else None,
                 pairs=reads["pairs"], cased=reads["cased"], inputs=[*inputs], made_with=made_with(runtime),
                 pad=tokenizer.pad_token_id, pad_token=tokenizer.pad_token, vocab_size=model.config.vocab_size,
@@ -775,7 +777,8 @@ def export(
             about = write_export(made, model, tokenizer, runtime, max_length, precision, reads)
             about |= dict(temperature=temperature)
             if about.get("thresholds"): # at another temperature they are others
-                about["thresholds"] = dict(zip(about["labels"], move_thresholds(raw_thresholds(model), 1, temperature)))
+                moved = move_thresholds(raw_thresholds(model), 1, temperature)
+                about["thresholds"] = dict(zip(about["labels"], moved))
             write_about(about, made)
             if not task:
                 break
@@ -794,7 +797,8 @@ def export(
             raise ParityError(
                 f"export: on {task.title} the exported model scores {p['exported_score']:.2f} and the "
                 f"PyTorch model {p['score']:.2f} (at most {allowed:.3g} apart is allowed), with "
-                f"{p['equal']:.2%} of {p['examples']} predictions{' of a label'*task.multi} equal (at least {equal:.0%} is required). "
+                f"{p['equal']:.2%} of {p['examples']} predictions{' of a label'*task.multi} equal (at least "
+                f"{equal:.0%} is required). "
                 "Try the other runtime, or more validation data to see whether it is chance"
                 + cut*(max_length != trained))
         if references:

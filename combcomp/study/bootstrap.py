@@ -32,7 +32,8 @@ def label_draws(
         p, y = p[:, None] == classes, y[:, None] == classes
     if headline == "exact_match":
         return (p == y).all(1) @ counts/counts.sum(0)
-    return label_metric(headline, *((v.astype(float).T @ counts) for v in (p.astype(bool) & y.astype(bool), p, y)))
+    both = p.astype(bool) & y.astype(bool)
+    return label_metric(headline, *(v.astype(float).T @ counts for v in (both, p, y)))
 
 def mean_ranks(
     values, # (examples,)

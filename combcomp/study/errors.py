@@ -38,7 +38,8 @@ def class_report(
     "Precision, recall, F1 (in [0, 1]) and support of every class"
     p, y = one_hot(predicted, len(names)), one_hot(labels, len(names))
     if p.shape != y.shape or p.shape[1] != len(names):
-        raise ValueError(f"class_report: predictions of shape {p.shape} and labels of shape {y.shape} do not fit "
+        raise ValueError(f"class_report: predictions of shape {p.shape} and labels of shape {y.shape} do not "
+                         "fit "
                          f"{len(names)} names; give those of one run and one task")
     hits, said, true = (p & y).sum(0), p.sum(0), y.sum(0)
     ratio = lambda a, b: np.divide(a, b, out=np.zeros(np.shape(a)), where=np.asarray(b) > 0)
@@ -136,8 +137,9 @@ def examine(
     n:int=10, # errors
 ) -> Examined:
     "What a run gets wrong; FileNotFoundError if its predictions are gone"
-    fields = Run.__dataclass_fields__
-    run = row_or_run if isinstance(row_or_run, Run) else Run(**{k: row_or_run[k] for k in fields if k in row_or_run})
+    fields, run = Run.__dataclass_fields__, row_or_run
+    if not isinstance(run, Run):
+        run = Run(**{k: run[k] for k in fields if k in run})
     ctx = Context(outputs_dir(outputs))
     predicted, labels = load_predictions(run.id, outputs)
     path, task = model_file(run, outputs), task_of(run.task, ctx.cache)

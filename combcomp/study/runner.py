@@ -230,10 +230,12 @@ def check_recipe(
     "ValueError for knobs of the recipe that the labels of a task do not allow"
     recipe = recipe_of(run.recipe)
     if recipe.thresholds and not task.multi:
-        raise ValueError(f"{label(run)}: thresholds={recipe.thresholds!r} is for texts with several labels, and a "
+        raise ValueError(f"{label(run)}: thresholds={recipe.thresholds!r} is for texts with several labels, "
+                         "and a "
                          f"text of {task.title} has one; leave it out of the recipe")
     if recipe.balanced and not task.labels:
-        raise ValueError(f"{label(run)}: balanced=True weighs classes, and {task.title} has numbers; leave it out "
+        raise ValueError(f"{label(run)}: balanced=True weighs classes, and {task.title} has numbers; leave "
+                         "it out "
                          "of the recipe")
 
 def check_encoder(run:Run, ctx:Context):
@@ -344,7 +346,7 @@ def find_thresholds(
     model, tokenizer, data, # as for `evaluate`
     run:Run, task:Task,
 ) -> list|None: # None is 0.5 for every label
-    "The thresholds of several labels from the part that was held out for choosing them, else those of the model"
+    "The thresholds of several labels, from the part that is held out for them, else the model's own"
     how, given = recipe_of(run.recipe).thresholds, getattr(model, "thresholds", None)
     if not task.multi or not how or "thresholds" not in data:
         return given and move_thresholds(given, getattr(model, "temperature", 1.0), 1)
@@ -423,10 +425,12 @@ def describe_thresholds(
     if not task.multi:
         return ""
     if thresholds is None:
-        return ("thresholds: 0.5 for every label, as no part of the training set was held out to choose them; "
+        return ("thresholds: 0.5 for every label, as no part of the training set was held out to choose "
+                "them; "
                 "recipe=\"v2(thresholds='label')\" does")
-    of_labels = ", ".join(f"{name} {t:.3g}" for name, t in [*zip(task.labels, thresholds)][:10])
-    return f"thresholds, from a held-out part of the training set: {of_labels}{', ...'*(len(thresholds) > 10)}"
+    of_labels = [f"{name} {t:.3g}" for name, t in zip(task.labels, thresholds)]
+    some = ", ".join([*of_labels[:10], *["..."]*(len(of_labels) > 10)])
+    return f"thresholds, from a held-out part of the training set: {some}"
 
 def store(
     trained:Trained, scores:Scores, ctx:Context,
