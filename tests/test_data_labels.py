@@ -24,6 +24,7 @@ from combcomp.ship.packed_file import inspect
 from combcomp.ship.runtimes import ParityError, load_about, parity, write_about
 from combcomp.spec import KD, resolve_task, teacher_run
 from combcomp.study.bootstrap import bootstrap_scores, resampled_scores
+from combcomp.study.errors import confusion, examine
 from combcomp.study.runner import model_file
 from combcomp.study.store import load_predictions, load_results
 
@@ -289,6 +290,31 @@ def test_a_temperature_and_thresholds(place, made, shipped):
     assert code == 0 and len({*load(place / "small.safetensors").thresholds}) == 1, err
     said = refused(f"calibrate {place}/small.safetensors --thresholds one")
     assert "never chosen on the validation set" in said
+
+
+def test_what_it_gets_wrong(place, made):
+    "The report of each label, the matrix and the errors are those of the predictions in the outputs"
+    found = examine(made[1], place / "out")
+    predicted, labels = load_predictions(made[1]["id"], place / "out")
+    assert found.report.loc["all together", "f1"] * 100 == pytest.approx(made[1]["score"])
+    assert found.report.loc["mean of classes", "f1"] == pytest.approx(made[1]["macro_f1"])
+    expected = f1_score(labels, predicted, average=None)
+    assert found.report.loc[sorted(WORDS), "f1"].to_numpy() == pytest.approx(expected)
+    worst = found.worst
+    assert 0 < len(worst) <= 10 and {*worst} == {"text", "predicted", "label", "certainty"}
+    for _, error in worst.iterrows():
+        tag = error["label"].removeprefix("not ")
+        i = int(error["text"].split()[1])
+        assert (tag in tags_of(i)) == (error["label"] == tag) and error["predicted"] != error["label"]
+    matrix = confusion(predicted, labels, 4)
+    assert (np.diag(matrix) == (predicted & labels).sum(0)).all()
+    assert examine(made[0], place / "out", n=3).worst.equals(worst.head(3))
+    ax = found.plot()
+    assert len(ax.get_xticklabels()) == 4
+    # a file whose model is gone has no certainty, and the rest is there
+    other = place / "no-model"
+    shutil.copytree(place / "out" / "predictions", other / "predictions")
+    assert examine(made[1], other).worst is None
 
 
 def test_a_model_and_a_task_of_two_kinds(place, made, shipped):
