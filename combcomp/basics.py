@@ -7,7 +7,7 @@ from __future__ import annotations
 import difflib, errno, hashlib, json, math, os, platform, shutil, subprocess
 import sys, tempfile, threading, time, uuid
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -18,12 +18,13 @@ from pathlib import Path
 from filelock import FileLock, SoftFileLease, Timeout
 
 # %% auto #0
-__all__ = ['HIDDEN', 'LEASE', 'DISK_ERRORS', 'DISK_WORDS', 'bad_value', 'check_number', 'check_fields', 'root', 'outputs_dir',
-           'expanded', 'find_file', 'rel_path', 'results_folder', 'StagedFiles', 'atomic_write', 'atomic_bytes',
-           'file_hash', 'json_hash', 'file_hashes', 'check_size', 'read_json', 'atomic_folder', 'is_intact', 'lease',
-           'is_held', 'publishing', 'DiskError', 'is_disk_error', 'free_space', 'remove_leftovers', 'split_list',
-           'throttle', 'parameters', 'quoted', 'import_object', 'import_path', 'online', 'missing_download', 'hub',
-           'device_name', 'installed_version', 'current_commit', 'environment']
+__all__ = ['HIDDEN', 'LEASE', 'DISK_ERRORS', 'DISK_WORDS', 'FACTS', 'bad_value', 'check_number', 'check_fields', 'root',
+           'outputs_dir', 'expanded', 'find_file', 'rel_path', 'results_folder', 'StagedFiles', 'atomic_write',
+           'atomic_bytes', 'file_hash', 'json_hash', 'file_hashes', 'check_size', 'read_json', 'atomic_folder',
+           'is_intact', 'lease', 'is_held', 'publishing', 'DiskError', 'is_disk_error', 'free_space',
+           'remove_leftovers', 'split_list', 'throttle', 'parameters', 'quoted', 'import_object', 'import_path',
+           'online', 'missing_download', 'hub', 'device_name', 'installed_version', 'current_commit', 'thread_count',
+           'environment']
 
 # %% ../nbs/basics.ipynb #29d50fad
 if os.environ.get("IN_TEST"):
@@ -512,9 +513,23 @@ def current_commit() -> str: # 12 digits; "" outside a checkout
         return ""
 
 # %% ../nbs/basics.ipynb #5661786c
-def environment() -> dict: # device, threads, python, commit, versions
-    "What a result may depend on besides its `Run`"
-    packages = ("combcomp", "torch", "transformers", "datasets")
-    return dict(device=device_name(), threads=int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())),
-                python=platform.python_version(), commit=current_commit(),
-                **{f"version_{p}": installed_version(p) for p in packages})
+def thread_count() -> int:
+    "The number of threads that torch uses"
+    import torch
+    return torch.get_num_threads()
+
+FACTS = dict(device=device_name, threads=thread_count, python=platform.python_version, commit=current_commit)
+FACTS |= {f"version_{p}": partial(installed_version, p)
+          for p in ("combcomp", "torch", "transformers", "datasets")}
+
+def environment(
+    log=lambda *text, **kwargs: None, # receives a line for a fact that cannot be had
+) -> dict: # device, threads, python, commit, versions
+    "What a result may depend on besides its `Run`, without the facts that cannot be had"
+    found = {}
+    for name, fact in FACTS.items():
+        try:
+            found[name] = fact()
+        except Exception as e: # of drivers, files and tools of any machine
+            log(f"  {name} is not known here and is left out ({type(e).__name__}: {e})", flush=True)
+    return found

@@ -544,8 +544,8 @@ def read_labels(
     from combcomp.data.text_files import as_list, complete_rows, guess_label, label_words, split_labels
     label = label or guess_label(columns, tuple(texts))
     if label not in columns:
-        raise ValueError(f"{file.name}: no column {label or 'of labels'!r} was found among {', '.join(columns)}; "
-                         "name it with label=")
+        raise ValueError(f"{file.name}: no column {label or 'of labels'!r} was found among "
+                         f"{', '.join(columns)}; name it with label=")
     values, task = columns[label], str(about.get("task"))
     lists = [i for i, v in enumerate(values, 1) if as_list(v) is not None]
     if about.get("multi_label"):
@@ -729,7 +729,7 @@ def smallest_command(
     within:float=0.5, # points of score below the family's largest model, at most
     megabytes:float=None, # of the file, at most
     milliseconds:float=None, # for one text of 128 tokens in OpenVINO, at most
-    family:str="minilm", # minilm or e5 (from pip), bert (from the hub), or a hub name or folder of an encoder
+    family:str="minilm", # minilm or e5 (from pip), bert (from the hub), or a hub name or folder
     sizes:str="all", # sizes to try, with commas; all is every one of the family
     methods:str="", # combinations with ; between them; empty is vocabulary, integers, neurons
     limit:int=None, # training examples used; None is all

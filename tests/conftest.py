@@ -99,15 +99,16 @@ def shared():
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
-    "The dictionary and two tasks, from the project's own cache if they are there, else built once"
-    from combcomp.data.loading import load_task
+    "The dictionary and two tasks with their further texts, from the project's own cache if there, else built once"
+    from combcomp.data.loading import find_transfer, load_task
 
     folder = tmp_path_factory.mktemp("cache")
     for kind in ("nltk_data", "tasks"):
         if (REPO / "outputs" / "cache" / kind).is_dir():
             shutil.copytree(REPO / "outputs" / "cache" / kind, folder / kind)
-    load_task("supersense", cache=folder)
-    load_task("accept", cache=folder)
+    for task in ("supersense", "accept"):
+        load_task(task, cache=folder)
+        find_transfer(task, None, folder, "validation")
     return folder
 
 

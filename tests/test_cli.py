@@ -658,3 +658,76 @@ def test_predict_says_what_is_wrong_with_a_file(made, tmp_path):
         assert code == 2 and why in err and not text, err
     code, _, err = do("predict nowhere", tmp_path / "gap.csv", "--outputs", out)
     assert code == 2 and "'nowhere' is not a file" in err
+
+
+def test_predict_leaves_labels_empty_below_a_threshold(made, tmp_path):
+    "Probabilities of every label on request; the others are those of a run without a threshold"
+    out = made[0]
+    (tmp_path / "new.csv").write_text("text,probability\n" + "a small dog barks,9\nwas runs dog the,8\n" * 9)
+    line = f"predict {QAT.id} --json --outputs {out}"
+    plain = json.loads(do(line, tmp_path / "new.csv")[1])
+    cut = sum(r["probability"] for r in plain) / len(plain)
+    rows = json.loads(do(f"{line} --probabilities --threshold {cut}", tmp_path / "new.csv")[1])
+    assert {*rows[0]} == {"text", "predicted", "probability", "probability_swapped", "probability_acceptable"}
+    assert len({r["probability"] for r in rows}) == 2 and None in {r["predicted"] for r in rows}
+    for row, before in zip(rows, plain):
+        assert row["probability"] == before["probability"]
+        assert row["predicted"] == (before["predicted"] if row["probability"] >= cut else None)
+        assert row["probability"] == max(row["probability_swapped"], row["probability_acceptable"])
+    written = do(
+        f"predict {QAT.id} --threshold 1 -o", tmp_path / "x.csv", tmp_path / "new.csv", "--outputs", out
+    )
+    assert written[0] == 0 and "18 below 1 and left empty" in written[1]
+    assert (tmp_path / "x.csv").read_text().splitlines()[1].startswith("a small dog barks,,0.")
+    for wrong in ("1.5", "-0.1", "nan"):
+        assert "--threshold" in refused(f"predict {QAT.id} --threshold={wrong}", tmp_path / "new.csv")
+
+
+def test_a_temperature_from_labelled_texts_and_verify(made, tmp_path):
+    "It is stored in a packed file and goes into its export; labels stay, wrong labels are refused"
+    from combcomp.ship.packed_file import inspect, unpack
+    from combcomp.ship.runtimes import load_about
+
+    out, packed = made[0], tmp_path / "m.safetensors"
+    shutil.copy(out / "models" / f"{QAT.id}.safetensors", packed)
+    text = ["was runs dog the", "he ran, and she walked", "the cat sat on the mat", "mat the sat on cat"]
+    labels = ["swapped", "acceptable", "swapped", "acceptable"]
+    lines = [f"{t},{l}" for t, l in zip(text * 10, labels * 5 + ["swapped"] * 20)]
+    (tmp_path / "labelled.csv").write_text("\n".join(['text,answer', *(l.replace(", ", " ") for l in lines)]))
+    (tmp_path / "new.txt").write_text("\n".join(text))
+    before = do(f"predict {packed} --json --outputs {out}", tmp_path / "new.txt")
+    line = f"calibrate {packed} --json --label answer --outputs {out} --file"
+    code, said, err = do(line, tmp_path / "labelled.csv")
+    assert code == 0, err
+    found, info = json.loads(said), inspect(packed)["info"]
+    assert info["temperature"] == found["temperature"] == unpack(packed).temperature != 1
+    assert info["calibration"]["examples"] == 40 and 0 <= found["after"] <= 1
+    after = do(f"predict {packed} --json --outputs {out}", tmp_path / "new.txt")
+    rows = [json.loads(answer[1]) for answer in (before, after)]
+    assert [r["predicted"] for r in rows[0]] == [r["predicted"] for r in rows[1]]
+    assert [r["probability"] for r in rows[0]] != [r["probability"] for r in rows[1]]
+    (tmp_path / "wrong.csv").write_text("text,answer\n" + "a dog,maybe\na cat,swapped\n" * 20)
+    assert "'maybe' is not allowed" in refused(line, tmp_path / "wrong.csv")
+    assert "there is no file" in refused(line, tmp_path / "none.csv")
+    export = f"export {packed} --runtime onnx --task none --outputs {out} --references 4 -o"
+    assert do(export, tmp_path / "served")[0] == 0
+    assert load_about(tmp_path / "served")["temperature"] == found["temperature"]
+    code, said, _ = do("verify --json", tmp_path / "served")
+    assert code == 0 and json.loads(said)["examples"] == json.loads(said)["equal"] == 4
+    (tmp_path / "served" / "config.json").write_text("{}")
+    code, said, _ = do("verify", tmp_path / "served")
+    assert code == 1 and "config.json was edited or damaged" in said and "do not serve it" in said
+    assert "export did not write this folder" in refused("verify", tmp_path / "nowhere")
+
+
+def test_a_run_that_is_evaluated_on_a_held_out_part_has_a_temperature(made):
+    from combcomp import run
+    from combcomp.ship.packed_file import inspect
+    from combcomp.study.runner import model_file
+
+    cfg, said = Run(split="heldout", **SMALL), []
+    run(cfg, made[0], log=lambda *a, **k: said.append(a[0]))
+    info = inspect(model_file(cfg, made[0]))["info"]
+    assert info["temperature"] > 0 and info["calibration"]["examples"] >= 20
+    assert any("expected calibration error" in line for line in said)
+    assert inspect(model_file(Run(**SMALL), made[0]))["info"] == {}

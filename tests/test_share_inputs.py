@@ -11,7 +11,7 @@ from conftest import REPO
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from combcomp import cli
+from combcomp import basics, cli
 from combcomp import Run, export, load, load_exported, pack, run, save_pretrained, unpack
 from combcomp.compress.distillation import check_order, check_teacher
 from combcomp.data.loading import load_task
@@ -21,7 +21,7 @@ from combcomp.models.tokenizers import is_cased
 from combcomp.ship.packed_file import CorruptFile, FORMAT, inspect, trained_on, write_header
 from combcomp.ship.runtimes import ParityError, allowed_difference, load_about, parity, write_about
 from combcomp.spec import teacher_run
-from combcomp.study import bootstrap, recommendation, reductions, store
+from combcomp.study import bootstrap, recommendation, reductions
 from combcomp.study.runner import evaluate, model_file
 from combcomp.study.store import load_results, read_failure, save_failure
 
@@ -445,12 +445,12 @@ def test_a_fact_that_cannot_be_had_costs_no_row(place, tmp_path, fact, monkeypat
         raise RuntimeError("the driver does not answer")
 
     said = []
-    monkeypatch.setitem(store.FACTS, fact, broken)
+    monkeypatch.setitem(basics.FACTS, fact, broken)
     cfg = Run(
         task=f"file:{place / 'single.csv'}", family=str(place / "bert"), size="full", max_length=32, epochs=1
     )
     row = run(cfg, tmp_path, log=lambda *text, **kwargs: said.extend(text))
-    assert fact not in row and {*store.FACTS} - {fact} <= {*row}
+    assert fact not in row and {*basics.FACTS} - {fact} <= {*row}
     assert any(fact in line and "the driver does not answer" in line for line in said)
     assert load_results(tmp_path)["id"].tolist() == [cfg.id]
     assert (save_pretrained(cfg, tmp_path / "saved", tmp_path) / "README.md").is_file()
@@ -464,15 +464,15 @@ def test_facts_are_gathered_before_the_training(place, tmp_path, monkeypatch):
     real = runner.compress
 
     def breaks(*args, **kwargs):
-        for name in store.FACTS:
-            monkeypatch.setitem(store.FACTS, name, lambda: pytest.fail("gathered after the training"))
+        for name in basics.FACTS:
+            monkeypatch.setitem(basics.FACTS, name, lambda: pytest.fail("gathered after the training"))
         return real(*args, **kwargs)
 
     monkeypatch.setattr(runner, "compress", breaks)
     cfg = Run(
         task=f"file:{place / 'single.csv'}", family=str(place / "bert"), size="full", max_length=32, epochs=1
     )
-    assert {*store.FACTS} <= {*run(cfg, tmp_path, log=QUIET)}
+    assert {*basics.FACTS} <= {*run(cfg, tmp_path, log=QUIET)}
 
 
 @pytest.mark.parametrize("value", ["", "2,1", "many"])

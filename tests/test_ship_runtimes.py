@@ -21,16 +21,20 @@ onnx, ort, ov = (
 )
 from combcomp.ship import runtimes
 from combcomp.basics import file_hashes
+from combcomp.ship.folder import LINKED, REFERENCES
 from combcomp.ship.runtimes import (
     FILES,
     INPUTS,
     ParityError,
+    UNCHECKED,
     VERSION,
     load_about,
     onnx_model,
+    pad_batch,
     runs_in_int8,
     write_about,
 )
+from combcomp.ship.verification import verify
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -64,7 +68,9 @@ def trained(tmp_path_factory, tok):
 
 def layer_types(folder):
     "(kind, type it runs in) of each layer of a compiled OpenVINO model"
-    compiled = ov.Core().compile_model(str(folder / "model.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = ov.Core().compile_model(
+        str(folder / FILES["openvino"]), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
     text = lambda v: v.astype(str) if hasattr(v, "astype") else v
     return [
         (text(i["layerType"]), text(i["runtimePrecision"]))
@@ -244,10 +250,14 @@ def test_what_is_there_is_replaced_only_if_it_is_an_export(trained, tok, tmp_pat
     export(model, tmp_path / "m", "onnx", tokenizer=tok, data=False)
     export(model, tmp_path / "m", "openvino", tokenizer=tok, data=False)
     assert sorted(p.name for p in (tmp_path / "m").iterdir()) == [
+        "README.md",
+        "config.json",
         "export.json",
-        "model.bin",
-        "model.xml",
+        "openvino_model.bin",
+        "openvino_model.xml",
+        "references.json",
         "tokenizer.json",
+        "tokenizer_config.json",
     ]
     assert [p.name for p in tmp_path.iterdir()] == ["m"] and load_about(tmp_path / "m")["parity"] is None
     (tmp_path / "mine").mkdir()
@@ -329,17 +339,20 @@ def exports(trained, tok, tmp_path_factory):
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_changed_byte_in_any_file_is_noticed_when_it_is_loaded(runtime, exports, tmp_path):
-    for file in sorted((exports / runtime).iterdir()):
-        folder = tmp_path / file.name
+    for file in sorted(p for p in (exports / runtime).rglob("*") if p.is_file() and p.name != "README.md"):
+        name, folder = file.relative_to(exports / runtime), tmp_path / file.name
         shutil.copytree(exports / runtime, folder)
         data = bytearray(file.read_bytes())
         data[len(data) // 2] ^= 1
-        (folder / file.name).write_bytes(data)
+        (folder / name).write_bytes(data)
         with pytest.raises(
             ValueError, match="was edited or damaged|is not valid JSON|was not written by export"
         ):
             load_exported(folder)
-        (folder / file.name).unlink()
+        (folder / name).unlink()
+        if str(name) == LINKED:  # nothing here needs it
+            assert load_exported(folder)
+            continue
         with pytest.raises((ValueError, FileNotFoundError), match="has no "):
             load_exported(folder)
 
@@ -347,7 +360,7 @@ def test_a_changed_byte_in_any_file_is_noticed_when_it_is_loaded(runtime, export
 def sealed(folder, **change):
     "Checksums made anew, as one would who means harm"
     about = {k: v for k, v in json.loads((folder / "export.json").read_text()).items() if k != "check"}
-    write_about(about | dict(files=file_hashes(folder, ["export.json"])) | change, folder)
+    write_about(about | dict(files=file_hashes(folder, UNCHECKED)) | change, folder)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -377,12 +390,21 @@ def test_hostile_exports_are_refused_when_they_are_loaded(runtime, exports, tmp_
 
     refused("is not a tokenizer", lambda folder: (folder / "tokenizer.json").write_text("{}"))
     refused("where its labels need", nothing, labels=["a", "b", "c"])
+    refused("temperature='0'", nothing, temperature=0)
+    refused("inputs=", nothing, inputs=["input_ids", "pixels"])
+    hostile = '{"texts": ["a"], "logits": [[1, 2, 3]], "exported": [[0, 1]], "difference": 0, "allowed": 1}'
+    for text in ("[]", "{}", hostile):
+        refused("holds no reference inputs", lambda folder: (folder / REFERENCES).write_text(text))
     refused("has token ids up to", more_tokens)
     refused(
         "names without folders",
         nothing,
-        files={"model.onnx": "", "model.xml": "", "model.bin": "", "tokenizer.json": "", "../x": ""},
+        files=dict.fromkeys(
+            ["model.onnx", "openvino_model.xml", "openvino_model.bin", "tokenizer.json", "../x"], ""
+        ),
     )
+    far = dict(texts=["a"], logits=[[0, 9]], exported=[[0, 9]], difference=0, allowed=0.1)
+    refused("is another one", lambda folder: (folder / REFERENCES).write_text(json.dumps(far)))
     folder = tmp_path / "large"
     shutil.copytree(exports / runtime, folder)
     os.truncate(folder / "tokenizer.json", 2 * 10**9)
@@ -452,3 +474,190 @@ def test_a_fixed_shape(trained, tok, tmp_path):
         assert fixed.predict([]) == []
         with pytest.raises(ValueError, match="length of shape='13'"):
             load_exported(tmp_path / runtime, shape=(4, 13))
+
+
+# A folder for other tools, that tests itself
+
+
+@pytest.fixture(scope="module")
+def served(trained, tok, tmp_path_factory):
+    "(task, runtime) -> an export with references from its validation data"
+    folder = tmp_path_factory.mktemp("served")
+    for name in ("accept", "hypernym", "glosssim"):
+        model, val = trained("qat", name)
+        for runtime in RUNTIMES:
+            place, more = folder / f"{name}-{runtime}", dict(temperature=1.7) if name == "accept" else {}
+            export(model, place, runtime, tok, name, val, within=5, equal=0.9, precision="f32", **more)
+    return lambda name, runtime: folder / f"{name}-{runtime}"
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("name", ["accept", "hypernym", "glosssim"])
+def test_other_tools_find_what_they_look_for(name, runtime, served):
+    "As the loaders of optimum and transformers.js do it: file names, configuration, tokenizer, names and axes of the graph"
+    folder, texts = served(name, runtime), TASKS[name].texts
+    references = json.loads((folder / REFERENCES).read_text())
+    config, tokenizer = (
+        c.from_pretrained(folder) for c in (transformers.AutoConfig, transformers.AutoTokenizer)
+    )
+    assert config.num_labels == len(TASKS[name].labels or (0,)) and config.model_type == "bert"
+    assert (config.problem_type == "regression") == (name == "glosssim")
+    assert config.architectures == ["BertForSequenceClassification"] and tokenizer.model_max_length == 128
+    columns = [*zip(*references["texts"])] if len(texts) == 2 else [references["texts"]]
+    feed = dict(tokenizer(*map(list, columns), padding=True, truncation=True, return_tensors="np"))
+    assert feed["input_ids"].shape[1] < 128  # nothing is padded to a fixed length
+    if runtime == "onnx":
+        assert config.to_dict()["transformers.js_config"] == dict(dtype="q8")
+        assert (folder / LINKED).read_bytes() == (folder / "model.onnx").read_bytes()
+        session = ort.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+        assert {i.name for i in session.get_inputs()} == {*feed} and session.get_outputs()[0].name == "logits"
+        assert all(i.shape == ["batch", "length"] and i.type == "tensor(int64)" for i in session.get_inputs())
+        logits = session.run(["logits"], feed)[0]
+    else:
+        model = ov.Core().read_model(str(folder / "openvino_model.xml"))
+        assert {i.get_any_name() for i in model.inputs} == {*feed}
+        assert model.output("logits").partial_shape.rank.get_length() == 2
+        assert all(i.partial_shape.is_dynamic for i in model.inputs)
+        compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        logits = compiled(feed)["logits"]
+        assert compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") == 0
+    assert abs(logits - references["exported"]).max() < 1e-4
+    assert len(references["texts"]) == 10 and load_about(folder)["inputs"] == [
+        "input_ids",
+        "attention_mask",
+        "token_type_ids",
+    ]
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("name", ["accept", "hypernym", "glosssim"])
+def test_the_code_in_the_readme_runs_as_it_is_written(name, runtime, served, run_py):
+    "In a process without combcomp, torch and transformers; the numbers are those of load_exported"
+    folder = served(name, runtime)
+    readme = (folder / "README.md").read_text()
+    code = readme.split("```python\n")[1].split("```")[0]
+    alone = "import os, sys; sys.modules.update(dict.fromkeys(['combcomp', 'torch', 'transformers']))\n"
+    said = run_py(f"{alone}os.chdir({str(folder)!r})\n{code}").split()
+    pair = ("a tall tree", "a kind of plant")
+    (answer,) = load_exported(folder).predict(
+        ["a tall tree with edible nuts"] if name == "accept" else [pair]
+    )
+    assert abs(float(said[-1]) - answer["score"]) < 2e-3 and said[-2] == (answer["label"] or "plant')")
+    assert "references=0" in readme and str(folder.parent) not in readme
+
+
+def test_references_are_of_the_users_data_unless_there_are_none(served, trained, tok, tmp_path):
+    model, val = trained("qat")
+    stored = json.loads((served("accept", "onnx") / REFERENCES).read_text())
+    assert {*stored["texts"]} <= {*val["sentence"]}
+    export(model, tmp_path / "none", "onnx", tok, "accept", val, within=5, equal=0.9, references=0)
+    assert not (tmp_path / "none" / REFERENCES).exists() and load_exported(tmp_path / "none")
+    everything = "".join(p.read_text() for p in (tmp_path / "none").glob("*.[jm][sd]*"))
+    assert not [t for t in stored["texts"] if t in everything]
+    with pytest.raises(ValueError, match="references='-1'"):
+        export(model, tmp_path / "m", "onnx", tok, data=False, references=-1)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_an_export_of_the_earlier_version_loads(runtime, served, tmp_path):
+    "Version 2 had other names for OpenVINO, and neither inputs, references nor a temperature"
+    new, old = served("hypernym", runtime), tmp_path / "old"
+    old.mkdir()
+    names = {"model.onnx": "model.onnx", "tokenizer.json": "tokenizer.json"}
+    names |= {f"openvino_model.{end}": f"model.{end}" for end in ("xml", "bin")}
+    for name, before in names.items():
+        if (new / name).is_file():
+            shutil.copy(new / name, old / before)
+    later = ("inputs", "temperature", "made_with", "pad_token")
+    about = {k: v for k, v in load_about(new).items() if k not in later}
+    write_about(about | dict(version=2, files=file_hashes(old)), old)
+    texts = json.loads((new / REFERENCES).read_text())["texts"]
+    loaded = load_exported(old)
+    assert np.array_equal(loaded.logits(texts), load_exported(new).logits(texts))
+    assert loaded.about["temperature"] == 1 and "nothing can be compared" in verify(old).problems[0]
+
+
+def test_a_model_without_token_types_is_fed_without_them():
+    class Encoding:
+        ids, attention_mask, type_ids = [5, 6], [1, 1], [0, 1]
+
+    feed = pad_batch([Encoding], 3, (1, 3), inputs=["input_ids", "attention_mask"])
+    assert {k: v.tolist() for k, v in feed.items()} == dict(input_ids=[[5, 6, 3]], attention_mask=[[1, 1, 0]])
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_verify_takes_little_time_and_says_what_is_wrong(runtime, served, tmp_path, monkeypatch):
+    folder = tmp_path / "m"
+    shutil.copytree(served("accept", runtime), folder)
+    found = verify(folder, threads=1)
+    assert found.ok and found.examples == found.equal == 10 and found.seconds < 0.2 and not found.notes
+    monkeypatch.setattr(runtimes, "instructions", lambda: ["avx2"])
+    notes = " ".join(verify(folder, threads=1).notes)
+    assert "lacks" in notes or not load_about(folder)["made_with"]["instructions"]
+    assert ("no VNNI" in notes) == (runtime == "onnx")
+    monkeypatch.undo()
+    sealed(folder, made_with=dict(runtime_version="0.1", instructions=[]))
+    found = verify(folder, threads=1)
+    assert found.ok and "exported with" in found.notes[0] and "0.1" in found.notes[0]
+    file = folder / FILES[runtime]
+    data = bytearray(file.read_bytes())
+    data[len(data) // 3] ^= 4
+    file.write_bytes(data)
+    found = verify(folder)
+    assert not found.ok and found.problems[0].endswith("was edited or damaged; export the model again")
+    assert found.problems[0].startswith(f"{folder}/{file.name}") or file.name in found.problems[0]
+
+
+def saturating(layer):
+    "A linear layer as ONNX Runtime computes it without VNNI: sums of two products are cut at 16 bits"
+
+    def forward(x):
+        q = torch.clamp(torch.round(x / layer.input_scale) + layer.input_zero, 0, 255)
+        w = torch.round(layer.weight / layer.weight_scale[:, None])
+        pairs = q.unflatten(-1, (-1, 2))[..., None, :, :] * w.unflatten(-1, (-1, 2))
+        total = pairs.sum(-1).clamp(-(2**15), 2**15 - 1).sum(-1)
+        total = total - layer.input_zero * w.sum(-1)
+        return total * layer.input_scale * layer.weight_scale + layer.bias
+
+    return forward
+
+
+def test_saturated_sums_are_noticed(served, trained, monkeypatch):
+    "A model that is computed as on a processor without VNNI is beyond the allowed difference, here and for other tools"
+    from combcomp.ship import verification
+
+    folder, (model, _) = served("accept", "onnx"), trained("qat")
+    loaded = load_exported(folder)
+
+    def logits(*_):
+        session = loaded.session
+
+        def run(feed):
+            layers, before = linears(model), {}
+            for name, layer in layers.items():
+                before[name], layer.forward = layer.forward, saturating(layer)
+            with torch.inference_mode():
+                out = model(**{k: torch.from_numpy(v) for k, v in feed.items()}).logits.numpy()
+            for name, layer in layers.items():
+                layer.forward = before[name]
+            return out
+
+        return run
+
+    monkeypatch.setattr(runtimes, "onnx_session", logits)
+    found = verify(folder)
+    assert not found.ok
+    with pytest.raises(ValueError, match="of a reference input is"):
+        load_exported(folder)
+
+
+def test_a_temperature_changes_probabilities_and_no_label(served, trained, tok, tmp_path):
+    warm, (model, val) = load_exported(served("accept", "onnx")), trained("qat")
+    export(model, tmp_path / "cold", "onnx", tok, data=False)
+    cold, texts = load_exported(tmp_path / "cold"), val["sentence"][:50]
+    a, b = warm.predict(texts), cold.predict(texts)
+    assert [x["label"] for x in a] == [x["label"] for x in b] and warm.about["temperature"] == 1.7
+    assert all(x["score"] < y["score"] for x, y in zip(a, b)) and cold.about["temperature"] == 1
+    assert np.allclose(warm.probabilities(texts).max(1), [x["score"] for x in a])
+    with pytest.raises(ValueError, match="which has no probability"):
+        load_exported(served("glosssim", "onnx")).probabilities([("a", "b")])

@@ -76,12 +76,13 @@ def undisturbed(tmp_path_factory, cache):
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.long) for s in range(1, 10))])
-def test_killed_ten_times_and_equal_in_the_end(out, undisturbed, seed):
-    "Ten grids are killed ten times each with --long"
+def test_killed_again_and_again_and_equal_in_the_end(out, undisturbed, seed, request):
+    "One grid is killed up to six times; ten grids are, up to ten times each, with --long"
     chance, kills, seen = random.Random(seed), 0, {}
+    most = 10 if request.config.getoption("--long") else 6
     while True:
         p = begin(out)
-        p.join(chance.uniform(0.2, 3.0) if kills < 10 else None)
+        p.join(chance.uniform(0.2, 3.0) if kills < most else None)
         if p.is_alive():
             os.kill(p.pid, signal.SIGKILL)
             p.join()
@@ -96,7 +97,7 @@ def test_killed_ten_times_and_equal_in_the_end(out, undisturbed, seed):
         seen = rows
         if p.exitcode == 0:
             break
-    assert kills == 10 and len(seen) == len(ordered(TODO))
+    assert kills >= 3 and len(seen) == len(ordered(TODO))
     rows, files = contents(out)
     assert (rows, sorted(files)) == (undisturbed[0], sorted(undisturbed[1])) and all(
         files[k] == v for k, v in undisturbed[1].items()

@@ -146,7 +146,7 @@ class ActivationObserver(nn.Module):
 
 # %% ../../nbs/compress/03_quantization.ipynb #319a65f3
 def activation_sites(model) -> dict: # name of the module whose input is rounded -> names of its linear layers
-    "Where activations are observed: one site for layers with the same input, one for every other linear layer"
+    "Where activations are observed: one site for layers with the same input, one for every other layer"
     sites, shared = {}, adapter_of(model).shared
     for name in linears(model):
         parent, _, last = name.rpartition(".")

@@ -40,7 +40,7 @@ def encode(
         ids = tokenizer(*[rows[t] for t in texts], truncation=True, max_length=max_length)
         return {**ids, "length": [len(i) for i in ids["input_ids"]]}
     dropped = [c for c in data.column_names if c not in ("label", "teacher")]
-    # a fingerprint of its own, as hashing a tokenizer takes longer than a small set; so nothing is cached on disk
+    # a fingerprint of its own: hashing a tokenizer takes longer than a small set
     made = dict(keep_in_memory=True, load_from_cache_file=False, new_fingerprint=uuid.uuid4().hex)
     out = data.map(tokenize, batched=True, remove_columns=dropped, desc="tokenizing", **made)
     return out.rename_column("label", "labels")

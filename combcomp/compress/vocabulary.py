@@ -45,7 +45,7 @@ def keep_rows(
     padding, pad = place.get(table.padding_idx), model.config.pad_token_id
     if adapter_of(model).after_padding and place.get(pad) != pad: # the table of positions counts from there
         raise ValueError(f"vocab: positions of this encoder begin after the id of the padding, {pad}, and it "
-                         f"would become {place.get(pad)}; it must be among the first pieces, as in RoBERTa")
+                         f"would become {place.get(pad)}; keep every piece before it")
     smaller = nn.Embedding(len(kept), table.embedding_dim, padding_idx=padding, device="meta")
     smaller.weight = nn.Parameter(table.weight[kept].clone())
     model.set_input_embeddings(smaller)

@@ -68,15 +68,16 @@ def fit_temperature(
 FEWEST = 20 # examples for a temperature
 
 class Calibration(NamedTuple):
-    "A temperature, and the expected calibration error without and with one, on examples that it was not fitted to"
+    "A temperature, and the expected calibration error without and with one"
     temperature: float
     before: float
     after: float
     examples: int
 
     def __str__(self):
-        return (f"temperature {self.temperature:.3g}; expected calibration error {self.before:.3f} before and "
-                f"{self.after:.3f} after, on {self.examples:,} examples, each half with the temperature of the other")
+        return (f"temperature {self.temperature:.3g}; expected calibration error {self.before:.3f} before "
+                f"and {self.after:.3f} after, on {self.examples:,} examples, each half with the temperature of "
+                "the other")
 
 def calibration(
     logits, labels, # of examples that the model was not trained on: as for `calibration_error`
@@ -87,8 +88,8 @@ def calibration(
     if z.ndim != 2 or z.shape[1] < 2:
         raise ValueError("calibration: the model answers with a number, and a number has no probability")
     if len(z) != len(y) or len(z) < FEWEST:
-        raise ValueError(f"calibration: there are {len(z)} predictions and {len(y)} labels; give the same number "
-                         f"of both, {FEWEST} or more")
+        raise ValueError(f"calibration: there are {len(z)} predictions and {len(y)} labels; give the same "
+                         f"number of both, {FEWEST} or more")
     allowed = range(z.shape[1]) if y.ndim == 1 else (0, 1)
     if not np.isfinite(z).all() or not np.isin(y, allowed).all():
         raise ValueError(f"calibration: a logit is not finite, or a label is none of 0 to {z.shape[1] - 1}")

@@ -61,6 +61,7 @@ def encoder_config(
     field:str="family", # of `Run`, for the message
 ): # a configuration of transformers
     "The configuration of an encoder; ValueError if its type is not supported or it brings code of its own"
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, PreTrainedConfig
     place = source(family, size)
     given, _ = from_hub(PreTrainedConfig.get_config_dict, place)
@@ -68,7 +69,10 @@ def encoder_config(
         raise ValueError(f"Run: {field}={family!r} brings code of its own (auto_map in its config.json), "
                          "which is never run; give an encoder that transformers has a class for")
     adapter_for(given.get("model_type"), "Run", field)
-    return from_hub(AutoConfig, place, trust_remote_code=False)
+    try:
+        return from_hub(AutoConfig, place, trust_remote_code=False)
+    except (StrictDataclassError, ValueError, TypeError, KeyError) as e: # of transformers
+        raise ValueError(f"Run: the config.json of {field}={family!r} is damaged ({e})") from None
 
 def read_inputs(
     tokenizer, config, # of one encoder

@@ -108,7 +108,7 @@ def calibrate(
     place = expanded(place)
     classifier = classifier or (load_exported(place) if (place/ABOUT).is_file() else load(place))
     if classifier.about["labels"] is None:
-        raise ValueError(f"calibrate: {rel_path(place)} answers with a number, and a number has no probability")
+        raise ValueError(f"calibrate: {rel_path(place)} answers with a number, which has no probability")
     about, names = classifier.about, classifier.about["labels"]
     several = about.get("multi_label")
     ids = (label_rows if several else label_ids)(labels, names)

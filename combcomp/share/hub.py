@@ -209,7 +209,7 @@ def find_tokenizer(
 
 # %% ../../nbs/share/02_hub.ipynb #fc09b13b
 class Loaded:
-    "A classifier in PyTorch: `predict` gives labels, `probabilities` and `logits` numbers, `about` describes it"
+    "A classifier in PyTorch: `predict` gives labels, `probabilities` and `logits` numbers"
     def __init__(self, model, tokenizer, row=None):
         self.model, self.tokenizer, self.row = model, tokenizer, row
         names, positions = model.config.id2label, adapter_of(model).positions(model.config)
@@ -219,7 +219,8 @@ class Loaded:
             max_length = min(128, positions)
         origin = getattr(model.config, "combcomp", {})
         self.about = dict(labels=[names[i] for i in range(len(names))] if len(names) > 1 else None,
-                          **reads | dict(max_length=max_length), temperature=getattr(model, "temperature", 1.0),
+                          **reads | dict(max_length=max_length),
+                          temperature=getattr(model, "temperature", 1.0),
                           **{k: origin.get(k) for k in ("methods", "task", "run")})
 
         if is_multi(model.config):

@@ -273,8 +273,8 @@ def describe_temperature(
     "Whether the probabilities of a model are calibrated"
     if temperature == 1:
         return UNCALIBRATED
-    return (f"The `score` in its answers is a softmax of logits divided by {temperature:.3g}, a temperature that was "
-            "fitted on examples that the model was not trained on.")
+    return (f"The `score` in its answers is a softmax of logits divided by {temperature:.3g}, a temperature "
+            "that was fitted on examples that the model was not trained on.")
 
 # %% ../../nbs/share/01_model_card.ipynb #94737456
 BASES = dict(minilm="sentence-transformers/all-MiniLM-L6-v2", # hub names of what comes as a package
@@ -351,7 +351,8 @@ def card(
         size_table=markdown(size_table(row, uncompressed(row, table))),
         latency="".join(f"{line} of {device}, batch of one, median."
                         for line in latency_lines("This model", row)),
-        calibrated=describe_temperature(temperature), training_set=describe_training_set(row), max_length=f"{row['max_length']:.0f}",
+        calibrated=describe_temperature(temperature),
+        training_set=describe_training_set(row), max_length=f"{row['max_length']:.0f}",
         language="It was trained on English only." if task in TASKS and TASKS[task].language == "en" else
                  "It knows only the language and the kind of text of its training file.",
         pretraining="" if clean else "- Its base was pretrained on such pairs, so this score is not clean.",

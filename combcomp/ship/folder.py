@@ -118,14 +118,14 @@ def read_references(
         if not fits or not all(np.isfinite(a).all() for a in (logits, exported, numbers)):
             raise ValueError("numbers and texts do not fit")
     except (KeyError, TypeError, ValueError) as e:
-        raise ValueError(f"{rel_path(path)} holds no reference inputs ({e}); export the model again") from None
+        raise ValueError(f"{rel_path(path)} holds no reference inputs ({e}); export the model again") from e
     return dict(texts=texts, logits=logits, exported=exported, difference=numbers[0], allowed=numbers[1])
 
 def distances(
     logits, # computed here, (texts, outputs)
     references:dict, # from `read_references`, of the same texts
 ) -> np.ndarray: # (texts,)
-    "The largest difference of a logit of each input, from the stored runtime or from PyTorch if that is nearer"
+    "The largest difference of a logit of each input, from the runtime or from PyTorch, whichever is nearer"
     away = [abs(logits - references[k]).max(1) for k in ("exported", "logits")]
     return np.where(np.isfinite(logits).all(1), np.minimum(*away), np.inf)
 
@@ -208,8 +208,8 @@ env.localModelPath = "..";  // the folder that holds this one
 env.allowRemoteModels = false;
 const classify = await pipeline("text-classification", {js}, {{ dtype: "q8" }});
 ```""",
-    openvino="""optimum (`pip install 'optimum-intel[openvino]'`, needs PyTorch). Without `ov_config` it computes in bfloat16 where
-the processor can, and logits differ in the third digit:
+    openvino="""optimum (`pip install 'optimum-intel[openvino]'`, needs PyTorch). Without `ov_config`
+it computes in bfloat16 where the processor can, and logits differ in the third digit:
 
 ```python
 from optimum.intel import OVModelForSequenceClassification
@@ -236,7 +236,8 @@ def write_readme(
         facts.append("A text may have any number of the labels.")
     temperature = about.get("temperature", 1.0)
     why = "  # fitted, so that probabilities are calibrated" if temperature != 1 else ""
-    settings = json.dumps(dict(INFERENCE_PRECISION_HINT=about["precision"], DYNAMIC_QUANTIZATION_GROUP_SIZE="0"))
+    settings = json.dumps(dict(INFERENCE_PRECISION_HINT=about["precision"],
+                               DYNAMIC_QUANTIZATION_GROUP_SIZE="0"))
     example = [("a tall tree", "a kind of plant")] if about["pairs"] else ["a tall tree with edible nuts"]
     feed = ",\n        ".join(f'"{k}": np.array([e.{FIELDS[k]} for e in encoded], np.int64)' for k in inputs)
     answers = CLASSES if labels else NUMBERS
@@ -254,7 +255,8 @@ def write_readme(
     text = README.format(
         title=name, facts=" ".join(facts), what=what, max_length=about["max_length"], pad=about["pad"],
         name=dict(onnx="ONNX Runtime", openvino="OpenVINO")[runtime],
-        package=dict(onnx="onnxruntime", openvino="openvino")[runtime], pad_token=json.dumps(about["pad_token"]),
+        package=dict(onnx="onnxruntime", openvino="openvino")[runtime],
+        pad_token=json.dumps(about["pad_token"]),
         session=SESSIONS[runtime].format(settings=settings), example=example, feed="{" + feed + "}",
         call=CALLS[runtime], answers=answers,
         others=OTHERS[runtime].format(settings=settings, js=json.dumps(name)), references=references)

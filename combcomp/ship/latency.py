@@ -236,5 +236,4 @@ def machine(
 ) -> dict: # device, instructions, threads, commit, versions
     "What a timing may depend on"
     versions = {f"version_{p}": installed_version(p) for p in packages}
-    here = dict(threads=torch.get_num_threads(), instructions=" ".join(instructions()))
-    return environment() | here | versions
+    return environment() | dict(instructions=" ".join(instructions())) | versions

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from ..basics import atomic_bytes, bad_value, check_number, expanded, rel_path
 from ..data.probabilities import check_thresholds, is_multi
-from ..models.adapters import adapter_for, adapter_of
+from ..models.adapters import ADAPTERS, adapter_for, adapter_of
 from ..models.tokenizers import dump_tokenizer, parse_tokenizer
 from ..compress.quantization import QLinear
 from .codec import check_array, restore, smallest, streams
@@ -136,8 +136,8 @@ def check_plain(
     "Check that a model is exactly what `skeleton` builds from its configuration; ValueError if not"
     kind = type(model).__name__
     if not isinstance(model, PreTrainedModel):
-        raise ValueError(f"{where}: a {kind} is no BertForSequenceClassification, and no other classifier of "
-                         "transformers")
+        known = ", ".join(f"{adapter.classes}ForSequenceClassification" for adapter in ADAPTERS.values())
+        raise ValueError(f"{where}: a {kind} is no {known}")
     adapter = adapter_of(model, where)
     if not isinstance(model, adapter.model_class()):
         raise ValueError(f"{where}: a {kind} is no {adapter.model_class().__name__}")
@@ -290,7 +290,7 @@ def inspect(
 def temperature_of(
     info:dict, # of a header
 ) -> float:
-    "The temperature of a model's probabilities; 1 for a file that has none, ValueError if it is no such number"
+    "The temperature of a model's probabilities, 1 if there is none; ValueError for one that cannot be"
     given = info.get("temperature", 1.0) if isinstance(info, dict) else 1.0
     return check_number("info", "temperature", given, float, 0.01, 100)
 

@@ -19,9 +19,9 @@ from ..models.encoders import by_length
 from ..data.tasks import decide, majority, metrics, score, task_of
 from ..data.loading import load_task
 from ..data.probabilities import check_thresholds, is_multi, move_thresholds, probabilities
-from .folder import (
-    LINKED, REFERENCES, distances, link_model, pick_references, read_references, tokenizer_files, write_config,
-    write_readme, write_references)
+from combcomp.ship.folder import (
+    LINKED, distances, link_model, pick_references, read_references, tokenizer_files, write_config, write_readme,
+    write_references)
 
 # %% auto #0
 __all__ = ['ONNX_RUNTIME', 'INPUTS', 'FAST', 'FILES', 'PRECISIONS', 'WANTED', 'ABOUT', 'FORMAT', 'VERSION', 'VERSIONS',
@@ -328,7 +328,7 @@ def pad_batch(
 
 # %% ../../nbs/ship/04_runtimes.ipynb #96075976
 class Exported:
-    "A classifier on a runtime: `predict` gives labels, `probabilities` and `logits` numbers, `about` describes it"
+    "A classifier on a runtime: `predict` gives labels, `probabilities` and `logits` numbers"
     def __init__(self, about, session, tokenizer, shape=None):
         self.about, self.session, self.tokenizer, self.shape = about, session, tokenizer, shape
 
@@ -346,7 +346,7 @@ class Exported:
 
     def probabilities(self, texts, batch_size=32):
         if self.about["labels"] is None:
-            raise ValueError("probabilities: this model answers with a number, and a number has no probability")
+            raise ValueError("probabilities: this model answers with a number, which has no probability")
         multi = bool(self.about.get("multi_label"))
         return probabilities(self.logits(texts, batch_size), self.about.get("temperature", 1.0), multi)
 
@@ -406,7 +406,7 @@ def check_files(
     model, linked = (Path(folder)/name for name in ("model.onnx", LINKED))
     if linked.is_file() and not (model.is_file() and linked.samefile(model)):
         if file_hash(linked) != files.get("model.onnx"):
-            raise ValueError(f"{rel_path(linked)} was edited or damaged; delete it, or export the model again")
+            raise ValueError(f"{rel_path(linked)} was edited or damaged; delete it, or export again")
 
 def load_tokenizer_file(path:Path):
     "The tokenizer in a `tokenizer.json`; ValueError if it is none"
@@ -502,8 +502,8 @@ def differences(
     "What is not here as it was where a model was exported, of all that changes its numbers"
     before, now, found = about.get("made_with") or {}, made_with(about["runtime"]), []
     if before.get("runtime_version") != now["runtime_version"]:
-        found.append(f"it was exported with {about['runtime']} {before.get('runtime_version', 'unknown')}, and "
-                     f"this is {now['runtime_version']}")
+        version = before.get("runtime_version", "unknown")
+        found.append(f"it was exported with {about['runtime']} {version}, and this is {now['runtime_version']}")
     missing = sorted({*before.get("instructions", ())} - {*now["instructions"]})
     if missing:
         found.append(f"this processor lacks {', '.join(missing)}, which the one of the export has")
@@ -574,10 +574,10 @@ def load_exported(
     check_outputs(exported)
     found = compare_references(exported, folder, 2) if verify else None
     if found and found.largest > found.allowed:
-        raise ValueError(f"{rel_path(folder)}: a logit of a reference input is {found.largest:.3g} away from the "
-                         f"one at export, and at most {found.allowed:.3g} is allowed: "
-                         f"{'; '.join(differences(about) or [ANOTHER])}. `combcomp verify` compares all of them; "
-                         "load_exported(folder, verify=False) loads it all the same")
+        reasons = "; ".join(differences(about) or [ANOTHER])
+        raise ValueError(f"{rel_path(folder)}: a logit of a reference input is {found.largest:.3g} away from "
+                         f"the one at export, and at most {found.allowed:.3g} is allowed: {reasons}. `combcomp "
+                         "verify` compares all; load_exported(folder, verify=False) loads it all the same")
     return exported
 
 # %% ../../nbs/ship/04_runtimes.ipynb #0f6c8a8a
@@ -658,7 +658,8 @@ def write_export(
                 pairs=reads["pairs"], cased=reads["cased"], inputs=[*inputs], made_with=made_with(runtime),
                 pad=tokenizer.pad_token_id, pad_token=tokenizer.pad_token, vocab_size=model.config.vocab_size,
                 **{k: made_by.get(k) for k in ("methods", "task", "run")},
-                int8_layers=sum(int8), float_layers=len(int8) - sum(int8), **proto_sizes(proto, adapter_of(model)),
+                int8_layers=sum(int8), float_layers=len(int8) - sum(int8),
+                **proto_sizes(proto, adapter_of(model)),
                 mb=sum(f.stat().st_size for f in folder.glob("*model.*"))/1e6, parity=None,
                 files=file_hashes(folder, UNCHECKED))
 
@@ -738,8 +739,8 @@ def export(
     precision:str|None=None, # bf16 or f32 for floats on OpenVINO; None is the faster one that passes
     within:float=0.2, # allowed difference of scores, in points; less where a class is rare
     equal:float=0.99, # required share of equal predictions
-    temperature:float|None=None, # by which logits are divided for probabilities; None is that of the model, or 1
-    references:int=10, # texts, of the validation data or generic, that are stored with their logits; 0 stores none
+    temperature:float|None=None, # of the probabilities; None is that of the model, or 1
+    references:int=10, # texts of the data, or generic, to store with their logits; 0 stores none
 ) -> dict: # what the folder's JSON file says, with mb_onnx, mb (of the model's files) and parity
     "Write a model for a runtime and check that it predicts the same; ParityError with the figures if not"
     from combcomp.models.encoders import predict

@@ -144,7 +144,7 @@ def traced_model(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore") # of the tracer, about branches of Python
         torch.onnx.export(LogitsOf(traceable(model), names).eval(), example, file, input_names=[*names],
-                          output_names=["logits"], opset_version=20, dynamo=False,
+                          output_names=["logits"], opset_version=20, dynamo=False, do_constant_folding=False,
                           dynamic_axes={name: {0: "batch", 1: "length"} for name in names})
     proto = onnx.load_model_from_string(file.getvalue())
     soften_masks(proto)

@@ -12,8 +12,9 @@ import numpy as np
 
 from ..basics import expanded, rel_path
 from .folder import distances, read_references
-from .runtimes import (
-    ANOTHER, compare_references, differences, load_about, load_exported, made_with, model_name, pad_batch, require)
+from combcomp.ship.runtimes import (
+    ANOTHER, compare_references, differences, load_about, load_exported, made_with, model_name, pad_batch,
+    require)
 
 # %% auto #0
 __all__ = ['Verified', 'stock_logits', 'verify']
@@ -61,7 +62,7 @@ def verify(
     folder, # that `export` wrote
     threads:int|None=None, # of the runtime; None leaves it to the runtime
 ) -> Verified:
-    "Check the files of an export and compute its reference inputs again; FileNotFoundError if it is no export"
+    "Check the files of an export and compute its reference inputs again; FileNotFoundError without one"
     folder = expanded(folder)
     try:
         about = load_about(folder)
@@ -69,7 +70,8 @@ def verify(
         references = read_references(folder, len(about["labels"] or (0,)))
     except ValueError as e: # a damaged or hostile folder
         return Verified(rel_path(folder), "not loaded", 0, 0, 0.0, 0.0, 0.0, (str(e),), ())
-    runtime, notes = f"{about['runtime']} {made_with(about['runtime'])['runtime_version']}", differences(about)
+    runtime = f"{about['runtime']} {made_with(about['runtime'])['runtime_version']}"
+    notes = differences(about)
     if references is None:
         problem = "there are no reference inputs in it, so nothing can be compared"
         return Verified(rel_path(folder), runtime, 0, 0, 0.0, 0.0, 0.0, (problem,), tuple(notes))
@@ -82,8 +84,8 @@ def verify(
     elif about["runtime"] == "onnx":
         away = distances(stock_logits(exported, folder, references["texts"]), references).max()
         if away > found.allowed:
-            problems.append(f"opened by other tools, a logit is {away:.3g} away: this processor adds products of "
-                            "uint8 and int8 in 16 bits, which saturate; give their session the entry "
+            problems.append(f"opened by other tools, a logit is {away:.3g} away: this processor adds products "
+                            "of uint8 and int8 in 16 bits, which saturate; give their session the entry "
                             "session.x64quantprecision=1, or export for OpenVINO")
-    return Verified(rel_path(folder), runtime, found.examples, found.equal, found.largest, found.allowed, seconds,
-                    tuple(problems), tuple(notes))
+    return Verified(rel_path(folder), runtime, found.examples, found.equal, found.largest, found.allowed,
+                    seconds, tuple(problems), tuple(notes))

@@ -21,7 +21,7 @@ from typing import Any, Callable
 from filelock import Timeout
 
 from combcomp.basics import (
-    LEASE, StagedFiles, bad_value, is_held, lease, outputs_dir, publishing, rel_path,
+    LEASE, StagedFiles, bad_value, environment, is_held, lease, outputs_dir, publishing, rel_path,
     remove_leftovers,
 )
 from combcomp.spec import (
@@ -47,7 +47,7 @@ from ..ship.model_size import sizes_of
 from ..ship.runtimes import FILES, ParityError, export, onnx_sizes
 from ..ship.latency import bench
 from combcomp.study.store import (
-    environment_facts, failure_file, intact_row, read_row, row_file, save_predictions, save_row, writable,
+    failure_file, intact_row, read_row, row_file, save_predictions, save_row, writable,
 )
 from .schedule import prerequisites, ptq_base
 
@@ -411,7 +411,7 @@ def held_out_temperature(
     run:Run, task:Task, scores:Scores,
     log=print,
 ) -> dict: # info of a packed file; empty where no part of the training set was held out
-    "The temperature of the probabilities of a model that was evaluated on a held-out part of its training set"
+    "The temperature of a model that was evaluated on a held-out part of its training set, and its effect"
     if run.split != "heldout" or not task.labels or len(scores.labels) < FEWEST:
         return {}
     found = calibration(scores.logits, scores.labels)
@@ -462,7 +462,7 @@ def store(
         files.add(model_file(run, out), write)
         row = dict(asdict(run), id=run.id, **scores.values, majority=scores.majority,
                    eval_examples=len(scores.labels), **sizes, **trained.facts, started=started,
-                   seconds=seconds, **(environment_facts(ctx.log) if facts is None else facts))
+                   seconds=seconds, **(environment(ctx.log) if facts is None else facts))
         save_predictions(run.id, scores.logits, scores.labels, out, files.add, scores.decided)
         save_row(row, out, files.add)
         with publishing(out):
@@ -500,7 +500,7 @@ def claimed(
 def make(run:Run, ctx:Context, claim:Claim) -> dict: # the row
     "The four steps of a run that this process has claimed"
     started, begin = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.perf_counter()
-    facts = environment_facts(ctx.log) # nothing after the training may lose its row
+    facts = environment(ctx.log) # nothing after the training may lose its row
     trained = train(prepare(run, ctx), ctx, claim.check)
     scores = evaluate(trained.model, trained.tokenizer, trained.data, run, ctx.cache)
     seconds = time.perf_counter() - begin
