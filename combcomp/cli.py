@@ -553,8 +553,7 @@ def read_labels(
         return split_labels(file.name, label, values, "list" if lists else separator or "pipe", None)
     if lists and not isinstance(values[lists[0] - 1], str):
         raise ValueError(f"{file.name}: row {lists[0]} has a list of labels in column {label!r}, and the "
-                         "model "
-                         "gives one label a text; give one label in every row")
+                         "model gives one label a text; give one label in every row")
     complete_rows(file.name, columns, [label], None)
     return label_words(columns[label], columns[label])
 
@@ -569,8 +568,7 @@ def calibrate_command(
     "Fit the temperature of a model's probabilities, and thresholds if asked, and store them in its file"
     if thresholds and not file:
         raise ValueError("calibrate: thresholds are never chosen on the validation set; give labelled texts "
-                         "that the "
-                         "model has not seen with file=")
+                         "that the model has not seen with file=")
     place = expanded(file) if file else None
     if place and not place.is_file():
         raise FileNotFoundError(f"there is no file {file!r}")
@@ -636,8 +634,7 @@ def compress_command(
     untrained_methods(methods, folder)
     if file is None:
         raise ValueError("compress: which texts will it read? Give texts= with a file of some hundred; they "
-                         "need no "
-                         "label")
+                         "need no label")
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {texts!r}")
     from combcomp.data.probabilities import is_multi

@@ -101,8 +101,7 @@ def check_labels(
         kinds = ("one label a text", "several labels a text")
         raise ValueError(f"teacher: it was trained for {kinds[not task.multi]}, and {task.title} has "
                          f"{kinds[task.multi]}; use a teacher that was trained for that (its config.json has "
-                         "the "
-                         "problem_type)")
+                         "the problem_type)")
     theirs = [str(model.config.id2label[i]).lower() for i in range(model.config.num_labels)]
     ours = [*(task.labels or ("score",))]
     if not task.labels and len(theirs) == 1:

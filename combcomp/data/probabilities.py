@@ -130,8 +130,7 @@ def check_thresholds(
         bad_value(where, "thresholds", given, "a number for each label, by its name")
     if odd := [*{*given} - {*labels}] or [label for label in labels if label not in given]:
         raise ValueError(f"{where}: the thresholds are of the labels {', '.join(map(str, given))}, and the "
-                         "model "
-                         f"has {', '.join(labels)}; {odd[0]!r} is in one of them alone")
+                         f"model has {', '.join(labels)}; {odd[0]!r} is in one of them alone")
     check = lambda label: check_number(where, f"threshold of {label}", given[label], float, 0.001, 0.999)
     return [*map(check, labels)]
 

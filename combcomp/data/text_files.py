@@ -485,8 +485,7 @@ def read_classes(
         if not isinstance(v, (str, int, float, Decimal, date, time)):
             raise ValueError(f"{name}: row {i} has {str(v)[:40]!r} in column {column!r}, a "
                              f"{type(v).__name__}; a label is one word or number, and a text has one label. "
-                             "If "
-                             "texts have several, write a list in every row, an empty one for a text with "
+                             "If texts have several, write a list in every row, an empty one for a text with "
                              "none")
         if known and not (isinstance(v, int) and 0 <= v < len(known)):
             raise ValueError(f"{name}: row {i} has {v!r} in column {column!r}; its classes have the ids 0 to "
@@ -546,10 +545,8 @@ def guess_labels(
     i = lists.index(sum(lists)*2 < len(lists)) # the first one of those that are fewer
     what = "a list" if lists[i] else "a single label"
     raise ValueError(f"{name}: row {rows[i]} has {str(values[i])[:40]!r} in column {column!r}, {what}, and "
-                     "most "
-                     f"other rows have {'single labels' if lists[i] else 'lists'}; write all of them as "
-                     "lists, an "
-                     "empty one for a text without a label, or one label in every row")
+                     f"most other rows have {'single labels' if lists[i] else 'lists'}; write all of them as "
+                     "lists, an empty one for a text without a label, or one label in every row")
 
 def split_labels(
     name:str, column:str, values:list, # of the file and its label column; all rows
@@ -569,8 +566,7 @@ def split_labels(
             for label in labels or ():
                 if is_missing(label, missing != "keep"):
                     raise ValueError(f"{name}: row {i} has {str(v)[:40]!r} in column {column!r}, a list with "
-                                     "an "
-                                     "empty label; take it out of the list")
+                                     "an empty label; take it out of the list")
         return found
     character, found = SEPARATORS.get(separator, separator), []
     for i, v in enumerate(values, 1):
@@ -584,14 +580,11 @@ def split_labels(
             found.append(parts and [part.strip() for part in parts if part.strip()])
     if not any(len(labels or ()) > 1 for labels in found):
         raise ValueError(f"{name}: no row has {character!r} between two labels in column {column!r}, for "
-                         "example "
-                         f"{str(values[0])[:40]!r} in row 1; labels= names the character, or leave it out if "
-                         "a "
-                         "text has one label")
+                         f"example {str(values[0])[:40]!r} in row 1; labels= names the character, or leave "
+                         "it out if a text has one label")
     if empty := sum(labels == [] for labels in found):
         warnings.warn(f"{name}: {empty} row(s) have nothing in column {column!r} and are texts with none of "
-                      "the "
-                      "labels; missing=drop leaves them out")
+                      "the labels; missing=drop leaves them out")
     return found
 
 # %% ../../nbs/data/03_text_files.ipynb #61e1869d
@@ -891,8 +884,7 @@ def resolve_version(
         separator = guess_labels(name, label, labels, rows)
     if separator and options.get("kind") == "regression":
         raise ValueError(f"{name}: kind=regression predicts one number, and labels={separator} reads several "
-                         "labels "
-                         "a text; leave one of them out")
+                         "labels a text; leave one of them out")
     if label not in known and "kind" not in options and not separator:
         check_numeric(name, label, labels, rows)
     kind = options.get("kind") or ("classification" if separator or label in known else guess_kind(labels))

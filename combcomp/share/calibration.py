@@ -28,8 +28,7 @@ def label_ids(
     "Names of labels as ids; ValueError for one that the model does not have"
     if any(isinstance(label, (list, tuple)) for label in labels):
         raise ValueError("calibrate: there are lists of labels, and a text has one of the labels of this "
-                         "model; "
-                         "give one label a text")
+                         "model; give one label a text")
     place = {name: i for i, name in enumerate(names)}
     for label in labels:
         if label not in place:
@@ -43,8 +42,7 @@ def label_rows(
     "Lists of names as rows of 0 and 1; ValueError for what is no list, or an unknown name"
     if (single := [label for label in labels if isinstance(label, str)]):
         raise ValueError(f"calibrate: {single[0][:40]!r} is one label, and a text may have several of the "
-                         "labels of "
-                         "this model; give a list for each text")
+                         "labels of this model; give a list for each text")
     rows = np.zeros((len(labels), len(names)), int)
     for row, text in zip(rows, labels):
         row[label_ids(text, names)] = 1
@@ -79,8 +77,7 @@ def check_choice(
         bad_value("calibrate", "thresholds", thresholds, allowed)
     if thresholds and not several:
         raise ValueError(f"calibrate: thresholds={thresholds!r} is for models with several labels a text, "
-                         "and "
-                         f"{rel_path(place)} gives one")
+                         f"and {rel_path(place)} gives one")
 
 def set_thresholds(
     place, # a folder that `export` wrote, or a packed file

@@ -54,8 +54,7 @@ def checkpoint_tokenizer(
     "The tokenizer in the folder of a model; ValueError if there is none, or it is another model's"
     if not any((Path(folder)/name).is_file() for name in ("tokenizer.json", "vocab.txt", "spiece.model")):
         raise ValueError(f"{rel_path(folder)} holds no tokenizer; save the one that the model was trained "
-                         "with into "
-                         "it, with tokenizer.save_pretrained(folder)")
+                         "with into it, with tokenizer.save_pretrained(folder)")
     return check_tokenizer(load_tokenizer(str(folder), "full"), model.config)
 
 # %% ../../nbs/share/04_checkpoints.ipynb #q0000010
@@ -70,9 +69,8 @@ def untrained_methods(
     trains = [info_of(o).name for o in every if info_of(o).trains and not info_of(o).tokenizes]
     if trains:
         raise ValueError(f"compress: {', '.join(trains)} acts in training, which needs labelled texts: "
-                         "`combcomp run "
-                         f"{methods} --family {rel_path(folder)} --size full --task file:labelled.csv`; "
-                         "without "
+                         f"`combcomp run {methods} --family {rel_path(folder)} --size full --task "
+                         "file:labelled.csv`; without "
                          "training there are ptq and vocab")
     return tuple(every)
 
@@ -97,8 +95,7 @@ def checkpoint_labels(
         if (numbers := as_numbers(labels)) is None:
             odd = labels[not_numbers(labels)[0]]
             raise ValueError(f"compress: the label {str(odd)[:40]!r} is not a number, and the model answers "
-                             "with one; "
-                             "give numbers, or no labels")
+                             "with one; give numbers, or no labels")
         return numbers
     flat = {str(v) for text in labels for v in (text if task.multi and not isinstance(text, str) else [text])}
     if not flat & {*task.labels} and flat <= {*map(str, range(len(task.labels)))}:
@@ -133,14 +130,12 @@ class Shrunk(NamedTuple):
 
     def __str__(self):
         lines = [f"{self.file}  {self.methods}: {self.mb_before:.2f} MB before, {self.mb_after:.2f} MB "
-                 "after, "
-                 f"{self.mb_before/self.mb_after:.1f} times smaller",
+                 f"after, {self.mb_before/self.mb_after:.1f} times smaller",
                  f"{self.equal:.1%} of {self.compared:,} answers are equal, calibrated on "
                  f"{self.calibrated:,} texts"]
         if self.metric:
             lines.append(f"{self.metric} {self.before:.1f} before, {self.after:.1f} after, on texts that did "
-                         "not "
-                         "calibrate it")
+                         "not calibrate it")
         return "\n".join(lines)
 
 def shrink(

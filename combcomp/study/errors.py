@@ -39,8 +39,7 @@ def class_report(
     p, y = one_hot(predicted, len(names)), one_hot(labels, len(names))
     if p.shape != y.shape or p.shape[1] != len(names):
         raise ValueError(f"class_report: predictions of shape {p.shape} and labels of shape {y.shape} do not "
-                         "fit "
-                         f"{len(names)} names; give those of one run and one task")
+                         f"fit {len(names)} names; give those of one run and one task")
     hits, said, true = (p & y).sum(0), p.sum(0), y.sum(0)
     ratio = lambda a, b: np.divide(a, b, out=np.zeros(np.shape(a)), where=np.asarray(b) > 0)
     columns = lambda h, s, t: dict(precision=ratio(h, s), recall=ratio(h, t), f1=ratio(2*h, s + t), support=t)

@@ -231,12 +231,10 @@ def check_recipe(
     recipe = recipe_of(run.recipe)
     if recipe.thresholds and not task.multi:
         raise ValueError(f"{label(run)}: thresholds={recipe.thresholds!r} is for texts with several labels, "
-                         "and a "
-                         f"text of {task.title} has one; leave it out of the recipe")
+                         f"and a text of {task.title} has one; leave it out of the recipe")
     if recipe.balanced and not task.labels:
         raise ValueError(f"{label(run)}: balanced=True weighs classes, and {task.title} has numbers; leave "
-                         "it out "
-                         "of the recipe")
+                         "it out of the recipe")
 
 def check_encoder(run:Run, ctx:Context):
     "Check the encoders of a run and of those it needs, from their configurations and tokenizers alone"
@@ -426,8 +424,7 @@ def describe_thresholds(
         return ""
     if thresholds is None:
         return ("thresholds: 0.5 for every label, as no part of the training set was held out to choose "
-                "them; "
-                "recipe=\"v2(thresholds='label')\" does")
+                "them; recipe=\"v2(thresholds='label')\" does")
     of_labels = [f"{name} {t:.3g}" for name, t in zip(task.labels, thresholds)]
     some = ", ".join([*of_labels[:10], *["..."]*(len(of_labels) > 10)])
     return f"thresholds, from a held-out part of the training set: {some}"
