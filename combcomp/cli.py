@@ -550,7 +550,8 @@ def read_labels(
     lists = [i for i, v in enumerate(values, 1) if as_list(v) is not None]
     if about.get("multi_label"):
         separator = parse_file_task(task)[1].get("labels") if task.startswith("file:") and not lists else None
-        return split_labels(file.name, label, values, "list" if lists else separator or "pipe", None)
+        separator = "list" if lists else separator or "pipe"
+        return split_labels(file.name, label, values, separator, None, False)
     if lists and not isinstance(values[lists[0] - 1], str):
         raise ValueError(f"{file.name}: row {lists[0]} has a list of labels in column {label!r}, and the "
                          "model gives one label a text; give one label in every row")

@@ -89,6 +89,14 @@ def test_the_ways_to_write_several_labels_are_one(place, tmp_path):
     assert "labels=list" in own(frame, label="tags", outputs=tmp_path)
     part = load_task(tasks[0], 100, tmp_path)["train"]["label"]
     assert {i for ids in part for i in ids} == {0, 1, 2, 3}
+    # a file to evaluate on may have no text with two labels, but no label that is new
+    (tmp_path / "held.csv").write_text("text,tags\nthe first,praise\nanother,late\n")
+    with pytest.warns(UserWarning, match="texts with none"):
+        held = own_task(f"file:{place}/{PIPE}&validation={tmp_path}/held.csv", tmp_path)
+    assert load_task(held, cache=tmp_path)["validation"]["label"][:] == [[2], [1]]
+    (tmp_path / "held.csv").write_text("text,tags\nthe first,praise\nanother,late|new\n")
+    with pytest.raises(ValueError, match="held.csv: row 2 has 'new' in column 'tags', which pipe.csv never has"):
+        own_task(f"file:{place}/{PIPE}&validation={tmp_path}/held.csv", tmp_path)
     # a file that is gone is read from the copy, with the names of its labels
     gone = tmp_path / "gone.jsonl"
     shutil.copy(place / "lists.jsonl", gone)

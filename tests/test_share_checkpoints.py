@@ -112,7 +112,7 @@ def test_from_the_command_line(place, tmp_path, monkeypatch):
         ("single", "which texts will it read"),
         ("single --texts none.txt", "there is no file"),
         ("single --texts labelled.csv --label tone", "no column 'tone'"),
-        ("several --texts labelled.csv --label label", r"no row has '\|' between two labels"),
+        ("several --texts labelled.csv --label label", "label 'no' is not allowed|'no' is not allowed; label is one of 'a', 'b', 'c'"),
         ("number --texts labelled.csv --label label", "'no' in column|could not convert|not a number"),
         ("more.txt --texts more.txt", "is no folder"),
         ("single --texts more.txt --methods 'vocab(rows=30)'", "vocab: rows="),

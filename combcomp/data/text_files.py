@@ -552,6 +552,7 @@ def split_labels(
     name:str, column:str, values:list, # of the file and its label column; all rows
     separator:str, # as in the name of a task: list, or what is between two labels
     missing:str|None, # the option
+    check:bool=True, # must a text have two? A second file may be too small for that
 ) -> list: # of lists; None for a missing value
     "The labels of every text; ValueError for what is no list, and for a separator that no row has"
     if separator == "list":
@@ -578,7 +579,7 @@ def split_labels(
         else:
             parts = None if is_missing(v, missing != "keep") else str(v).split(character)
             found.append(parts and [part.strip() for part in parts if part.strip()])
-    if not any(len(labels or ()) > 1 for labels in found):
+    if check and not any(len(labels or ()) > 1 for labels in found):
         raise ValueError(f"{name}: no row has {character!r} between two labels in column {column!r}, for "
                          f"example {str(values[0])[:40]!r} in row 1; labels= names the character, or leave "
                          "it out if a text has one label")
@@ -670,6 +671,7 @@ def balanced_texts(
 # %% ../../nbs/data/03_text_files.ipynb #1addf87c
 def read_labelled(
     file:Path, options:dict, # of the task, with the label column and the text columns
+    first:bool=True, # is it the file of the task, and not the one to evaluate on?
 ) -> tuple: # (a list for each text column; labels, or lists of them; row numbers; class names or None)
     "The texts and labels of one file; ValueError with row and column for what is wrong in them"
     columns, known = read_columns(file, options.get("sep"), options.get("quote"))
@@ -680,7 +682,7 @@ def read_labelled(
             bad_value(file.name, "column", c, columns)
     separator = options.get("labels")
     if separator:
-        lists = split_labels(file.name, label, columns[label], separator, options.get("missing"))
+        lists = split_labels(file.name, label, columns[label], separator, options.get("missing"), first)
         columns = columns | {label: lists}
     columns, rows = complete_rows(file.name, columns, used, options.get("missing"))
     if not rows:
@@ -766,7 +768,7 @@ def read_splits(
         if several:
             held = keep_learnable(keys, numbers, held)
         return dict(train=part_of(texts, numbers, ~held), validation=part_of(texts, numbers, held)), names
-    held, held_values, rows, held_known = read_labelled(validation, options)
+    held, held_values, rows, held_known = read_labelled(validation, options, False)
     held_labels = held_values if regression else words_of(held_values, training, several, held_known)
     unseen = lambda words: {*(words if several else [words])} - {*flat}
     new = [i for i, w in enumerate(held_labels) if unseen(w)] if names else []
