@@ -95,7 +95,9 @@ def test_the_ways_to_write_several_labels_are_one(place, tmp_path):
         held = own_task(f"file:{place}/{PIPE}&validation={tmp_path}/held.csv", tmp_path)
     assert load_task(held, cache=tmp_path)["validation"]["label"][:] == [[2], [1]]
     (tmp_path / "held.csv").write_text("text,tags\nthe first,praise\nanother,late|new\n")
-    with pytest.raises(ValueError, match="held.csv: row 2 has 'new' in column 'tags', which pipe.csv never has"):
+    with pytest.raises(
+        ValueError, match="held.csv: row 2 has 'new' in column 'tags', which pipe.csv never has"
+    ):
         own_task(f"file:{place}/{PIPE}&validation={tmp_path}/held.csv", tmp_path)
     # a file that is gone is read from the copy, with the names of its labels
     gone = tmp_path / "gone.jsonl"
@@ -130,7 +132,9 @@ def test_what_is_wrong_with_labels(tmp_path, rows, option, message):
 
 def test_metrics_agree_with_scikit_learn():
     rng, names = np.random.default_rng(0), ("a", "b", "c")
-    task = replace(task_of("rte"), name="t", labels=names, headline="micro_f1", also=("macro_f1",), multi=True)
+    task = replace(
+        task_of("rte"), name="t", labels=names, headline="micro_f1", also=("macro_f1",), multi=True
+    )
     logits, y = rng.normal(size=(200, 3)), rng.random((200, 3)) < [0.1, 0.4, 0.7]
     lists = [np.flatnonzero(row).tolist() for row in y]
     for thresholds in (None, [0.3, 0.5, 0.8]):
@@ -145,7 +149,9 @@ def test_metrics_agree_with_scikit_learn():
         metrics(task, logits[:, :2], lists)
 
 
-@pytest.mark.parametrize("metric", ["micro_f1", "macro_f1", "exact_match", "f1", "matthews", "spearman", "accuracy"])
+@pytest.mark.parametrize(
+    "metric", ["micro_f1", "macro_f1", "exact_match", "f1", "matthews", "spearman", "accuracy"]
+)
 def test_the_bootstrap_follows_the_headline(metric):
     rng, several = np.random.default_rng(1), metric in ("micro_f1", "exact_match")
     options = f"labels=list&metric={metric}" if several else f"metric={metric}"
@@ -208,7 +214,9 @@ def test_a_run_with_several_labels(place, made):
 
 def test_it_is_distilled_pruned_and_quantized(place, made):
     said = []
-    cfg = cfg_of(place, methods="kd(transfer=0),mp(sparsity=0.4),qat", recipe="v2(rate=0.003)", lr=None, epochs=12)
+    cfg = cfg_of(
+        place, methods="kd(transfer=0),mp(sparsity=0.4),qat", recipe="v2(rate=0.003)", lr=None, epochs=12
+    )
     row = run(cfg, place / "out", log=lambda *a, **k: said.append(a[0]))
     assert "thresholds: 0.5 for every label, as no part" in "\n".join(said)
     assert row["teacher_score"] > row["majority"] and row["sparsity"] > 0.3 and row["score"] > 20
@@ -242,7 +250,9 @@ def test_files_and_exports_give_the_same_labels(place, made, shipped):
     assert "micro_f1" in (place / "saved" / "README.md").read_text()
     (place / "new.csv").write_text("text\n" + "\n".join(texts))
     for name in ("onnx", "small.safetensors"):
-        code, _, err = do(f"predict {place / name} {place / 'new.csv'} -o {place / 'out.csv'} --force --probabilities")
+        code, _, err = do(
+            f"predict {place / name} {place / 'new.csv'} -o {place / 'out.csv'} --force --probabilities"
+        )
         assert code == 0, err
         table = pd.read_csv(place / "out.csv", keep_default_na=False)
         assert [json.loads(v) for v in table["predicted"]] == [a["labels"] for a in answers[0]]
@@ -294,7 +304,9 @@ def test_a_temperature_and_thresholds(place, made, shipped):
         calibrate(place / "small.safetensors", texts, ["praise"] * 80)
     lines = [json.dumps(dict(text=t, tags=tags)) for t, tags in zip(texts, labels)]
     (place / "new.jsonl").write_text("\n".join(lines))
-    code, _, err = do(f"calibrate {place}/small.safetensors --file {place}/new.jsonl --label tags --thresholds one")
+    code, _, err = do(
+        f"calibrate {place}/small.safetensors --file {place}/new.jsonl --label tags --thresholds one"
+    )
     assert code == 0 and len({*load(place / "small.safetensors").thresholds}) == 1, err
     said = refused(f"calibrate {place}/small.safetensors --thresholds one")
     assert "never chosen on the validation set" in said
@@ -342,14 +354,18 @@ def test_a_model_and_a_task_of_two_kinds(place, made, shipped):
 
 def test_balanced_classes_and_another_headline(place):
     "A rare class is found more often, in one label a text and in several"
-    rare = [(f"word {i} is {'odd' if i % 12 == 0 else 'usual'} {i % 7}", "ab"[i % 12 == 0]) for i in range(240)]
+    rare = [
+        (f"word {i} is {'odd' if i % 12 == 0 else 'usual'} {i % 7}", "ab"[i % 12 == 0]) for i in range(240)
+    ]
     pd.DataFrame(rare, columns=["text", "label"]).to_csv(place / "rare.csv", index=False)
     found = {}
     for recipe in ("v2", "v2(balanced=True)"):
         cfg = cfg_of(place, "rare.csv?metric=macro_f1", epochs=5, lr=2e-3, recipe=recipe)
         row = run(cfg, place / "out", log=QUIET)
         assert row["metric"] == "macro_f1" and row["score"] == 100 * row["macro_f1"]
-        assert row["majority"] == pytest.approx(100 * f1_score([0] * 11 + [1], [0] * 12, average="macro"), abs=1.5)
+        assert row["majority"] == pytest.approx(
+            100 * f1_score([0] * 11 + [1], [0] * 12, average="macro"), abs=1.5
+        )
         predicted, _ = load_predictions(row["id"], place / "out")
         found[recipe] = predicted.sum()
     assert found["v2(balanced=True)"] > found["v2"]

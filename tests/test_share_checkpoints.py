@@ -16,7 +16,9 @@ from combcomp.models.encoders import source
 from combcomp.share.checkpoints import shrink
 from combcomp.ship.packed_file import inspect, stored_tokenizer
 
-TEXTS = [f"the soup number {i} was {('good', 'cold', 'late')[i % 3]} and {i % 7} people came" for i in range(120)]
+TEXTS = [
+    f"the soup number {i} was {('good', 'cold', 'late')[i % 3]} and {i % 7} people came" for i in range(120)
+]
 SHAPE = dict(num_hidden_layers=1, hidden_size=32, intermediate_size=64, num_attention_heads=2)
 
 
@@ -27,15 +29,15 @@ def place(tmp_path_factory):
     tokenizer = transformers.BertTokenizerFast(str(Path(source("minilm", "l1")) / "vocab.txt"))
     kinds = dict(
         single=dict(id2label={0: "no", 1: "yes"}),
-        several=dict(
-            id2label={0: "a", 1: "b", 2: "c"}, problem_type="multi_label_classification"
-        ),
+        several=dict(id2label={0: "a", 1: "b", 2: "c"}, problem_type="multi_label_classification"),
         number=dict(id2label={0: "score"}, problem_type="regression"),
     )
     for name, fields in kinds.items():
         transformers.set_seed(0)
         names = dict(label2id={v: k for k, v in fields["id2label"].items()})
-        model = transformers.BertForSequenceClassification(transformers.BertConfig(**SHAPE, **fields, **names))
+        model = transformers.BertForSequenceClassification(
+            transformers.BertConfig(**SHAPE, **fields, **names)
+        )
         with torch.no_grad():
             model.classifier.weight *= 30
         model.save_pretrained(folder / name)
@@ -57,7 +59,9 @@ def test_without_a_label(place, tmp_path):
     assert about["inputs"] and about["config"]["combcomp"]["methods"] == "ptq"
     answers = load(tmp_path / "s.safetensors").predict(TEXTS)
     original = transformers.AutoModelForSequenceClassification.from_pretrained(place / "single").eval()
-    tokens = transformers.AutoTokenizer.from_pretrained(place / "single")(TEXTS, padding=True, return_tensors="pt")
+    tokens = transformers.AutoTokenizer.from_pretrained(place / "single")(
+        TEXTS, padding=True, return_tensors="pt"
+    )
     with torch.inference_mode():
         before = original(**tokens).logits.argmax(1)
     same = np.mean([a["label"] == original.config.id2label[int(i)] for a, i in zip(answers, before)])
@@ -66,7 +70,9 @@ def test_without_a_label(place, tmp_path):
 
 
 def test_the_vocabulary_is_that_of_the_texts(place, tmp_path):
-    found = shrink(place / "single", tmp_path / "v.safetensors", TEXTS, methods="vocab(rows=3000),ptq(bits=4)")
+    found = shrink(
+        place / "single", tmp_path / "v.safetensors", TEXTS, methods="vocab(rows=3000),ptq(bits=4)"
+    )
     tokenizer = stored_tokenizer(tmp_path / "v.safetensors")
     assert len(tokenizer) == 3000 and tokenizer.tokenize(TEXTS[0]) == TEXTS[0].split()
     plain = shrink(place / "single", tmp_path / "w.safetensors", TEXTS)
@@ -94,7 +100,9 @@ def test_scores_are_of_texts_that_did_not_calibrate(place, tmp_path):
 
 def test_from_the_command_line(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, out, err = do(f"compress {place}/single --methods ptq --texts {place}/more.txt -o small.safetensors")
+    code, out, err = do(
+        f"compress {place}/single --methods ptq --texts {place}/more.txt -o small.safetensors"
+    )
     assert code == 0 and "MB before" in out and "answers are equal" in out, err
     code, out, _ = do(f"compress {place}/single --texts {place}/labelled.csv --json")
     assert code == 0 and json.loads(out)["metric"] == "accuracy" and Path("single.safetensors").is_file()
@@ -112,7 +120,10 @@ def test_from_the_command_line(place, tmp_path, monkeypatch):
         ("single", "which texts will it read"),
         ("single --texts none.txt", "there is no file"),
         ("single --texts labelled.csv --label tone", "no column 'tone'"),
-        ("several --texts labelled.csv --label label", "label 'no' is not allowed|'no' is not allowed; label is one of 'a', 'b', 'c'"),
+        (
+            "several --texts labelled.csv --label label",
+            "label 'no' is not allowed|'no' is not allowed; label is one of 'a', 'b', 'c'",
+        ),
         ("number --texts labelled.csv --label label", "'no' in column|could not convert|not a number"),
         ("more.txt --texts more.txt", "is no folder"),
         ("single --texts more.txt --methods 'vocab(rows=30)'", "vocab: rows="),
@@ -126,7 +137,9 @@ def test_what_is_refused_before_anything_is_written(place, tmp_path, monkeypatch
 
     (place / "empty").mkdir(exist_ok=True)
     if not (place / "untokenized").exists():
-        shutil.copytree(place / "single", place / "untokenized", ignore=shutil.ignore_patterns("*token*", "vocab*"))
+        shutil.copytree(
+            place / "single", place / "untokenized", ignore=shutil.ignore_patterns("*token*", "vocab*")
+        )
     monkeypatch.chdir(place)
     said = refused(f"compress {line} -o {tmp_path}/x.safetensors")
     assert re.search(message, said), said
