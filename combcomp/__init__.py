@@ -7,9 +7,10 @@ from importlib import import_module
 NAMES = dict(
     Run="spec", run="study.runner", grid="study.sweep", load_results="study.store", pack="ship.packed_file",
     unpack="ship.packed_file", sizes="models.sizes", export="ship.runtimes", load_exported="ship.runtimes",
-    bench="ship.latency", max_reduction="study.reductions", interactions="study.reductions",
-    recommend="study.recommendation", own="data.text_files", save_pretrained="share.hub", load="share.hub",
-    push_to_hub="share.hub", shrink="share.checkpoints")
+    verify="ship.verification", bench="ship.latency", max_reduction="study.reductions",
+    interactions="study.reductions", recommend="study.recommendation", own="data.text_files",
+    save_pretrained="share.hub", load="share.hub", push_to_hub="share.hub", calibrate="share.calibration",
+    shrink="share.checkpoints")
 __all__ = list(NAMES)
 
 

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['CODES', 'RUN', 'GRID', 'STUDY', 'SMALLEST', 'COMMANDS', 'METAVARS', 'Option', 'options', 'Answer', 'Failed',
-           'as_failure', 'run_and_compare', 'conclusion', 'run_command', 'records', 'score_table', 'print_or_exit',
-           'grid_command', 'find_model', 'check_free', 'origin', 'pack_command', 'Opened', 'find_tokenizer',
-           'open_model', 'unpack_command', 'validation_set', 'describe_export', 'export_command', 'verify_command',
-           'open_classifier', 'read_inputs', 'label_joiner', 'several_columns', 'answer_columns', 'predict_command',
-           'read_labels', 'calibrate_command', 'known_labels', 'compress_command', 'format_table', 'Study',
-           'pick_study', 'recommend_command', 'smallest_command', 'sizes_command', 'Command', 'add_option', 'Parser',
-           'parser', 'parse', 'as_options', 'report_error', 'print_warning', 'execute', 'flush_output', 'main']
+           'as_failure', 'run_and_compare', 'conclusion', 'check_models', 'run_command', 'records', 'score_table',
+           'print_or_exit', 'grid_command', 'find_model', 'check_free', 'origin', 'pack_command', 'Opened',
+           'find_tokenizer', 'open_model', 'unpack_command', 'validation_set', 'describe_export', 'export_command',
+           'verify_command', 'open_classifier', 'read_inputs', 'label_joiner', 'several_columns', 'answer_columns',
+           'predict_command', 'read_labels', 'calibrate_command', 'known_labels', 'compress_command', 'format_table',
+           'Study', 'pick_study', 'recommend_command', 'smallest_command', 'sizes_command', 'Command', 'add_option',
+           'Parser', 'parser', 'parse', 'as_options', 'report_error', 'print_warning', 'execute', 'flush_output',
+           'main']
 
 # %% ../nbs/cli.ipynb #58d2c511
 import argparse, json, os, re, sys, tempfile, traceback, warnings
@@ -115,6 +116,26 @@ def conclusion(
     return text
 
 # %% ../nbs/cli.ipynb #582578ed
+def check_models(
+    cfg:Run, # resolved
+    outputs=None, # folder; a run that is done there needs no model
+):
+    "ValueError or FileNotFoundError for an encoder or a teacher that is missing or not supported"
+    from combcomp.models.encoders import encoder_config
+    from combcomp.study.store import read_row
+    if read_row(cfg.id, outputs):
+        return
+    if cfg.teacher.endswith(".safetensors") and not expanded(cfg.teacher).is_file():
+        raise FileNotFoundError(f"run: there is no file {cfg.teacher!r} for teacher=")
+    named = {"family": (cfg.family, cfg.size)}
+    if cfg.teacher and not cfg.teacher.endswith(".safetensors"):
+        named["teacher"] = cfg.teacher, "full"
+    for field, place in named.items():
+        try:
+            encoder_config(*place, field)
+        except OSError as e:
+            raise ValueError(f"run: {e}") from e
+
 def run_command(
     measure:str, report_to:str, force:bool, outputs:str, # as in `run_and_compare`
     **fields, # of `Run`
@@ -126,6 +147,7 @@ def run_command(
     check_measures(measure.split(",") if measure else ())
     tracking(report_to)
     hush()
+    check_models(cfg, outputs)
     with as_failure():
         rows = run_and_compare(cfg, measure, report_to, force, outputs)
     *_, row = rows.values()
@@ -717,8 +739,9 @@ def recommend_command(
     if not len(table):
         return Answer([], "", 3, table.attrs["why"])
     names = ", ".join(dict.fromkeys(rows["task"]))
-    head = (f"{len(rows)} runs of {family} on {names} ({training}); a score is the mean over tasks and "
-            "seeds, lower and upper are 95% intervals, best is how often it would come first")
+    plural = "s"*(len(rows) != 1)
+    head = (f"{len(rows)} run{plural} of {family} on {names} ({training}); a score is the mean over tasks "
+            "and seeds, lower and upper are 95% intervals, best is how often it would come first")
     return Answer(records(table), f"{head}\n{format_table(table.drop(columns=['family', 'tasks']))}")
 
 # %% ../nbs/cli.ipynb #5ea10002

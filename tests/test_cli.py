@@ -330,27 +330,27 @@ def test_what_a_name_may_be(made, tmp_path):
     ).is_file() or "has a row, and its model is not here" in refused(f"pack {released} -o", tmp_path / "x")
 
 
-def test_folders_that_are_no_bert_classifier(tmp_path):
+def test_folders_that_are_no_classifier(tmp_path):
     import torch
     from transformers import (
+        AlbertConfig,
+        AlbertForSequenceClassification,
         BertConfig,
         BertForSequenceClassification,
         BertModel,
-        RobertaConfig,
-        RobertaForSequenceClassification,
     )
 
     tiny = dict(
         vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
     )
-    RobertaForSequenceClassification(RobertaConfig(**tiny)).save_pretrained(tmp_path / "roberta")
+    AlbertForSequenceClassification(AlbertConfig(**tiny)).save_pretrained(tmp_path / "albert")
     BertModel(BertConfig(**tiny)).save_pretrained(tmp_path / "headless")
     model = BertForSequenceClassification(BertConfig(**tiny))
     model.config.save_pretrained(tmp_path / "pickled")
     torch.save(model.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
     (tmp_path / "empty").mkdir()
     for name, why in (
-        ("roberta", "no BertForSequenceClassification"),
+        ("albert", "pack: folder='albert' is not allowed; folder is an encoder of one of the supported types"),
         ("headless", "no fine-tuned classifier"),
         ("empty", "no config.json"),
     ):
@@ -731,3 +731,30 @@ def test_a_run_that_is_evaluated_on_a_held_out_part_has_a_temperature(made):
     assert info["temperature"] > 0 and info["calibration"]["examples"] >= 20
     assert any("expected calibration error" in line for line in said)
     assert inspect(model_file(Run(**SMALL), made[0]))["info"] == {}
+
+
+def test_models_that_are_missing_or_not_supported_are_wrong_usage(tmp_path):
+    "Before anything is trained: exit code 2, with the way out"
+    for name, kind in (("gpt", "gpt2"), ("bare", "bert")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(dict(model_type=kind)))
+    out = f"--limit 20 --size l1 --task accept --outputs {tmp_path}"
+    for line, why in (
+        (f"run --family {tmp_path}/gpt --size full --outputs {tmp_path}", "'gpt2' is not allowed"),
+        (f"run --family {tmp_path}/nowhere --size full --outputs {tmp_path}", "cannot load"),
+        (f"run --methods kd --teacher {tmp_path}/gpt {out}", "'gpt2' is not allowed"),
+        (f"run --methods kd --teacher {tmp_path}/none.safetensors {out}", "there is no file"),
+        (f"pack {tmp_path}/gpt -o {tmp_path}/x.safetensors", "'gpt2'"),
+        (f"pack {tmp_path}/bare -o {tmp_path}/x.safetensors", "no weights that can be read"),
+    ):
+        assert why in refused(line), line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_summary_names_a_teacher_of_ones_own(made):
+    row = read_row(QAT.id, made[0])
+    own = dict(row, teacher="somewhere/mine.safetensors", teacher_score=91.25)
+    (line,) = [l for l in summary({"qat l1": own}, made[0]).splitlines() if "mine.safetensors" in l]
+    assert line.split()[:3] == ["teacher", "mine.safetensors", "91.2"] and "teacher" not in summary(
+        {"qat l1": row}, made[0]
+    )

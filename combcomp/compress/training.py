@@ -9,7 +9,7 @@ __all__ = ['HEAVIEST', 'WHOLE', 'PLAIN', 'encode', 'tracking', 'arguments', 'dro
            'after_training', 'tensors_hash', 'save_stages', 'load_stages', 'compress']
 
 # %% ../../nbs/compress/05_training.ipynb #c17764c7
-import gc, hashlib, json, math, re, shutil, tempfile, time, uuid
+import gc, hashlib, json, math, shutil, tempfile, time, uuid
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 

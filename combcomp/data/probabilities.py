@@ -76,8 +76,8 @@ class Calibration(NamedTuple):
 
     def __str__(self):
         return (f"temperature {self.temperature:.3g}; expected calibration error {self.before:.3f} before "
-                f"and {self.after:.3f} after, on {self.examples:,} examples, each half with the temperature of "
-                "the other")
+                f"and {self.after:.3f} after, on {self.examples:,} examples, each half with the temperature "
+                "of the other")
 
 def calibration(
     logits, labels, # of examples that the model was not trained on: as for `calibration_error`

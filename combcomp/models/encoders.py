@@ -15,7 +15,7 @@ import numpy as np
 
 from ..basics import bad_value, check_number, device_name, hub
 from ..data.probabilities import MULTI
-from .adapters import ADAPTERS, Adapter, adapter_for, adapter_of
+from .adapters import adapter_for, adapter_of
 from .e5 import e5_folder
 from .sizes import BERT, kept_layers
 
@@ -58,7 +58,7 @@ def from_hub(
 # %% ../../nbs/models/02_encoders.ipynb #6a0d2e05
 def encoder_config(
     family:str, size:str, # as in `Run`
-    field:str="family", # of `Run`, for the message
+    where:str="Run", field:str="family", # for the message
 ): # a configuration of transformers
     "The configuration of an encoder; ValueError if its type is not supported or it brings code of its own"
     from huggingface_hub.errors import StrictDataclassError
@@ -66,13 +66,13 @@ def encoder_config(
     place = source(family, size)
     given, _ = from_hub(PreTrainedConfig.get_config_dict, place)
     if given.get("auto_map"):
-        raise ValueError(f"Run: {field}={family!r} brings code of its own (auto_map in its config.json), "
+        raise ValueError(f"{where}: {field}={family!r} brings code of its own (auto_map in its config.json), "
                          "which is never run; give an encoder that transformers has a class for")
-    adapter_for(given.get("model_type"), "Run", field)
+    adapter_for(given.get("model_type"), where, field)
     try:
         return from_hub(AutoConfig, place, trust_remote_code=False)
     except (StrictDataclassError, ValueError, TypeError, KeyError) as e: # of transformers
-        raise ValueError(f"Run: the config.json of {field}={family!r} is damaged ({e})") from None
+        raise ValueError(f"{where}: the config.json of {field}={family!r} is damaged ({e})") from None
 
 def read_inputs(
     tokenizer, config, # of one encoder

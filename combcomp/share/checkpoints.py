@@ -39,10 +39,13 @@ def load_checkpoint(
     if not (Path(folder)/"config.json").is_file():
         raise ValueError(f"{rel_path(folder)} holds no config.json; give a folder that transformers' "
                          "save_pretrained wrote")
-    encoder_config(str(folder), "full", "folder")
-    model, found = AutoModelForSequenceClassification.from_pretrained(
-        str(folder), dtype="float32", use_safetensors=True, local_files_only=True, trust_remote_code=False,
-        output_loading_info=True)
+    encoder_config(str(folder), "full", "pack", "folder")
+    try:
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            str(folder), dtype="float32", use_safetensors=True, local_files_only=True,
+            trust_remote_code=False, output_loading_info=True)
+    except OSError as e:
+        raise ValueError(f"{rel_path(folder)} holds no weights that can be read: {e}") from e
     if found["missing_keys"]:
         first = sorted(found["missing_keys"])[0]
         raise ValueError(f"{rel_path(folder)} has no trained {first}: it holds no fine-tuned classifier")

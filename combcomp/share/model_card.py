@@ -144,7 +144,7 @@ CARD = """---
 ## Use
 
 ```sh
-pip install combcomp
+pip install git+https://github.com/combcomp/combcomp
 ```
 
 ```python
@@ -293,7 +293,8 @@ def describe_licence(row, license) -> str:
     weights = f"The weights: {code_span(license)}." if license else "None was given for the weights."
     base = f" It began as {code_span(base_model(row) or row['family'])}."
     if not license:
-        base += " Its licence applies."
+        known = LICENCES.get(row["family"])
+        base += f" Its licence, {code_span(known)}, applies." if known else " Its licence applies."
     known = TASKS.get(row["task"])
     return weights + base + (f" {known.license}" if known and known.license else "")
 
@@ -322,7 +323,7 @@ def card(
     row:dict, # of a finished run
     outputs=None, # folder with other rows and the predictions; None is the project's
     draws=None, # `bootstrap_scores` with this configuration, for the interval of the mean; None draws them
-    license:str|None=None, # of the weights, as the hub writes it; None is that of the named families
+    license:str|None=None, # of the weights, as on the hub; None: of the family, for named tasks
     labels=None, # names of the labels, in order; None are those of a named task
     name:str=".", # folder or hub name that the snippet loads
     temperature:float=1.0, # of its probabilities, from its packed file
@@ -332,7 +333,7 @@ def card(
     if row["metric"] not in METRICS:
         bad_value("card", "metric", row["metric"], METRICS)
     table = table.assign(**{k: table[k].fillna("").map(f) for k, f in LOCAL.items() if k in table})
-    license = one_line(license or "") or LICENCES.get(row["family"])
+    license = one_line(license or "") or (LICENCES.get(row["family"]) if row["task"] in TASKS else None)
     scores, task, teacher = score_table(row, table, outputs, draws), row["task"], ""
     if row.get("teacher_score"):
         teacher = row["teacher"] or family_sizes(row["family"])[0]

@@ -19,9 +19,9 @@ from ..models.encoders import by_length
 from ..data.tasks import decide, majority, metrics, score, task_of
 from ..data.loading import load_task
 from ..data.probabilities import check_thresholds, is_multi, move_thresholds, probabilities
-from combcomp.ship.folder import (
-    LINKED, distances, link_model, pick_references, read_references, tokenizer_files, write_config, write_readme,
-    write_references)
+from .folder import (
+    LINKED, distances, link_model, pick_references, read_references, tokenizer_files, write_config,
+    write_readme, write_references)
 
 # %% auto #0
 __all__ = ['ONNX_RUNTIME', 'INPUTS', 'FAST', 'FILES', 'PRECISIONS', 'WANTED', 'ABOUT', 'FORMAT', 'VERSION', 'VERSIONS',
@@ -503,7 +503,8 @@ def differences(
     before, now, found = about.get("made_with") or {}, made_with(about["runtime"]), []
     if before.get("runtime_version") != now["runtime_version"]:
         version = before.get("runtime_version", "unknown")
-        found.append(f"it was exported with {about['runtime']} {version}, and this is {now['runtime_version']}")
+        found.append(f"it was exported with {about['runtime']} {version}, and this is "
+                     f"{now['runtime_version']}")
     missing = sorted({*before.get("instructions", ())} - {*now["instructions"]})
     if missing:
         found.append(f"this processor lacks {', '.join(missing)}, which the one of the export has")
@@ -576,8 +577,8 @@ def load_exported(
     if found and found.largest > found.allowed:
         reasons = "; ".join(differences(about) or [ANOTHER])
         raise ValueError(f"{rel_path(folder)}: a logit of a reference input is {found.largest:.3g} away from "
-                         f"the one at export, and at most {found.allowed:.3g} is allowed: {reasons}. `combcomp "
-                         "verify` compares all; load_exported(folder, verify=False) loads it all the same")
+                         f"the one at export, and at most {found.allowed:.3g} is allowed: {reasons}. "
+                         "`combcomp verify` compares all; load_exported(folder, verify=False) loads it")
     return exported
 
 # %% ../../nbs/ship/04_runtimes.ipynb #0f6c8a8a

@@ -8,7 +8,6 @@ import copy, io, warnings
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from ..models.adapters import adapter_of
 from ..compress.quantization import QLinear, fake_quantize_activations
@@ -67,7 +66,6 @@ class TracedLinear(nn.Module):
     "A rounded linear layer, ready to be traced"
     def __init__(self, linear:nn.Linear, name:str):
         super().__init__()
-        # as TorchScript writes a parameter's name, and not a buffer's
         whole = torch.from_numpy(integers(linear, name)).T.contiguous()
         self.register_buffer("weight", whole)
         self.register_buffer("weight_scale", linear.weight_scale.detach().cpu().clone())
@@ -96,8 +94,9 @@ def traceable(model): # a copy in eval mode; the model stays as it is
     "A converted model whose rounded layers are ready to be traced"
     copied = copy.deepcopy(model).cpu().eval()
     copied.set_attn_implementation("eager")
+    kinds = {nn.Embedding: TracedEmbedding, nn.Linear: TracedLinear, QLinear: TracedLinear}
     for name, module in list(copied.named_modules()):
-        kind = {nn.Embedding: TracedEmbedding, nn.Linear: TracedLinear, QLinear: TracedLinear}.get(type(module))
+        kind = kinds.get(type(module))
         if kind and hasattr(module, "weight_bits"):
             parent, _, last = name.rpartition(".")
             setattr(copied.get_submodule(parent), last, kind(module, name))

@@ -84,8 +84,8 @@ def verify(
     elif about["runtime"] == "onnx":
         away = distances(stock_logits(exported, folder, references["texts"]), references).max()
         if away > found.allowed:
-            problems.append(f"opened by other tools, a logit is {away:.3g} away: this processor adds products "
-                            "of uint8 and int8 in 16 bits, which saturate; give their session the entry "
-                            "session.x64quantprecision=1, or export for OpenVINO")
+            problems.append(f"opened by other tools, a logit is {away:.3g} away: this processor adds "
+                            "products of uint8 and int8 in 16 bits, which saturate; give their session the "
+                            "entry session.x64quantprecision=1, or export for OpenVINO")
     return Verified(rel_path(folder), runtime, found.examples, found.equal, found.largest, found.allowed,
                     seconds, tuple(problems), tuple(notes))

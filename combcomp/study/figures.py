@@ -113,11 +113,9 @@ def small_multiples(
 ): # the figure
     "Score against size of each task in a panel of its own, one legend for all"
     tasks = [*dict.fromkeys(results["task"])]
-    several = len(tasks) > 1
-    panels = len(tasks) + several # one for the legend
-    columns = min(3, panels)
-    rows = -(-panels//columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(3.4*columns, 2.7*rows), squeeze=False)
+    columns = min(3, len(tasks))
+    rows = -(-len(tasks)//columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(3.4*columns, 2.7*rows + 0.5), squeeze=False)
     for task, ax in zip(tasks, axes.flat):
         score_size(results[results["task"] == task], size_col, ax, draws)
         ax.set_title(task_title(task), loc="left")
@@ -125,8 +123,8 @@ def small_multiples(
         ax.get_legend().remove()
     for ax in axes.flat[len(tasks):]:
         ax.axis("off")
-    place, loc = (axes.flat[len(tasks)], "center") if several else (fig, "outside right")
-    place.legend(handles, labels, title="methods", loc=loc)
+    title = "methods" + " (bars: 95% intervals)"*(draws is not None)
+    fig.legend(handles, labels, title=title, loc="outside lower center", ncols=4*min(2, columns))
     return fig
 
 # %% ../../nbs/study/09_figures.ipynb #cd311df8
@@ -166,12 +164,16 @@ def plot_cell(
     "One cell of `reduction_map`: its number on a shade, hatched if it is a bound"
     exact, shade = r["low"] == r["high"], np.clip(np.log2(r["end"])/4.5, 0, 1)
     dark, colour = shade > 0.75, plt.cm.Blues(0.08 + 0.62*shade)
+    never = r["text"] == "-" # the score is never reached
+    if never:
+        dark, colour = False, "#f7f7f7"
     box = None if exact else dict(boxstyle="square,pad=0.15", fc=colour, ec="none")
-    style = dict(facecolor=colour, edgecolor="white", lw=2, hatch="" if exact else "///")
+    style = dict(facecolor=colour, edgecolor="white", lw=2, hatch="" if exact or never else "///")
     ax.add_patch(plt.Rectangle((x, y), 1, 1, **style))
     middle = dict(ha="center", va="center")
-    ax.annotate(r["text"], (x + (0.5 if other is None else 0.36), y + 0.5), **middle,
-                color="white" if dark else "black", bbox=box)
+    ink = "#b0b0b0" if never else "white" if dark else "black"
+    ax.annotate(r["text"], (x + (0.5 if other is None else 0.36), y + 0.5), **middle, color=ink,
+                bbox=None if never else box)
     if other is not None:
         grey = "#cccccc" if dark else "#555555"
         ax.annotate(f"{other:.1f}", (x + 0.8, y + 0.5), **middle, fontsize=7, color=grey)
@@ -184,17 +186,28 @@ def interaction_plot(
     groups = table[table["size"] != "all"].groupby("effect", sort=False)
     if not len(groups):
         raise ValueError("no combination has rows of all of its parts; make them with `make grid`")
-    fig, axes = plt.subplots(1, len(groups), figsize=(2.7*len(groups), 3), squeeze=False)
+    fig, axes = plt.subplots(1, len(groups), figsize=(2.7*len(groups), 3.8), squeeze=False)
+    ends = {effect: np.log(rows[["observed", "expected"]].to_numpy()) for effect, rows in groups}
+    half = 0.68*max(np.ptp(seen) for seen in ends.values()) + 0.02
     for ax, (effect, rows) in zip(axes[0], groups):
         plot_interaction(ax, ",".join(effect.split(" x ")), rows)
-        seen = rows[["observed", "expected"]].to_numpy()
-        pad = 0.18*np.ptp(seen) + 0.02*seen.max()
-        ends = seen.min() - pad, seen.max() + pad
-        ax.plot(ends, ends, color="black", ls=":", lw=1, zorder=0)
-        ax.set(xlim=ends, ylim=ends, xlabel="expected if they multiply", aspect="equal")
+        middle = (ends[effect].min() + ends[effect].max())/2
+        span = np.exp([middle - half, middle + half])
+        ax.plot(span, span, color="black", ls=":", lw=1, zorder=0)
+        ax.set(xscale="log", yscale="log", xlim=span, ylim=span, xlabel="expected if they multiply (times)")
+        ax.set_box_aspect(1)
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
-    axes[0, 0].set_ylabel("reduction by the combination")
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_locator(matplotlib.ticker.NullLocator())
+    axes[0, 0].set_ylabel("reduction by the combination (times)")
+    key = dict(color="#666666", marker="o", ls="", mec="#333333")
+    shown = [plt.Line2D([], [], **key, label="read on the curves"),
+             plt.Line2D([], [], **key | dict(mfc="white"), mew=1.2, label="a part is a bound"),
+             plt.Line2D([], [], color="black", ls=":", lw=1, label="savings multiply")]
+    if "lower" in table:
+        shown.append(plt.Line2D([], [], color="#666666", lw=1.5, label="95% interval"))
+    fig.legend(handles=shown, loc="outside lower center", ncols=len(shown))
     return fig
 
 # %% ../../nbs/study/09_figures.ipynb #fd9c2710
@@ -221,10 +234,11 @@ def plot_interaction(
 def sensitivity(
     table, # rows of `interactions` with size `all`, and a column of the choice; a column `panel` makes panels
     over:str="tolerance", # the column on the horizontal axis
+    unit:str="points", # of that column
 ): # the figure
     "The geometric mean of each effect over a choice, a line for each effect; at 1 savings multiply"
     panels = [*dict.fromkeys(table["panel"])] if "panel" in table else [""]
-    size = 3.3*len(panels) + 0.6, 3
+    size = 3.3*len(panels) + 0.6, 3.3
     fig, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
     for panel, ax in zip(panels, axes[0]):
         rows = table[table["panel"] == panel] if panel else table
@@ -232,11 +246,18 @@ def sensitivity(
             name = ",".join(effect.split(" x "))
             style = dict(color=colour_of(name), marker=marker_of(name), ms=4, mec="#333333", mew=0.4)
             ax.plot(line[over], line["factor"], **style, label=name)
-        ax.axhline(1, color="black", ls=":", lw=1)
+            if "lower" in line:
+                shade = dict(color=colour_of(name), alpha=0.18, lw=0)
+                ax.fill_between(line[over], line["lower"], line["upper"], **shade)
+        ax.axhline(1, color="black", ls=":", lw=1, label="savings multiply")
         ax.set_title(panel, loc="left")
-        ax.set(xlabel=over)
-    axes[0, 0].set_ylabel("over the product of its parts")
-    axes[0, -1].legend(fontsize=8)
+        ax.set(xlabel=f"{over} ({unit})")
+    axes[0, 0].set_ylabel("factor: over the product of its parts")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    if "lower" in table:
+        handles.append(plt.Rectangle((0, 0), 1, 1, color="#999999", alpha=0.3, lw=0))
+        labels.append("95% interval")
+    fig.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return fig
 
 # %% ../../nbs/study/09_figures.ipynb #e5328223

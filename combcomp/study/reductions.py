@@ -85,12 +85,15 @@ def no_study(
     "Why a study has no rows: what was asked for, how to make it, and the trainings that do have rows"
     epochs = lambda e: f" epochs={e:g}" if e == e and e is not None else ""
     name = lambda r: f"limits={r.limits!r}{epochs(r.epochs)} batch_size={r.batch_size} recipe={r.recipe!r}"
-    found = [f"{name(r)} ({r.runs} runs)" for r in trainings(results, family, tasks).head(3).itertuples()]
+    count = lambda n: f"{n} run{'s'*(n != 1)}"
+    found = [f"{name(r)} ({count(r.runs)})" for r in trainings(results, family, tasks).head(3).itertuples()]
     others = f", or name a training that has rows: {', '.join(found)}" if found else ""
+    names = lambda tasks: repr(tasks) if "file:" in tasks else tasks # a shell would take ? and & apart
     known = [*dict.fromkeys(results["task"][results["family"] == family])]
     if not found and known:
-        others = f", or name tasks that have rows: tasks={','.join(known[:5])}"
-    return f"no rows of {family} with tasks={tasks} {wanted}: make them with `make grid`{others}"
+        others = f", or name tasks that have rows: tasks={names(','.join(known[:5]))}"
+    return (f"no rows of {family} with tasks={names(tasks)} {wanted}: make them with `combcomp grid` and "
+            f"these options{others}")
 
 # %% ../../nbs/study/06_reductions.ipynb #78f8384d
 def study_rows(

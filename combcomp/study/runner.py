@@ -142,7 +142,7 @@ def load_teacher(
         model = unpack(name)
     else:
         from transformers import AutoModelForSequenceClassification
-        encoder_config(str(name), "full", "teacher")
+        encoder_config(str(name), "full", field="teacher")
         model, info = from_hub(AutoModelForSequenceClassification, name, output_loading_info=True,
                                trust_remote_code=False)
         if missing := sorted(info["missing_keys"]):

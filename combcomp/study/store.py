@@ -455,10 +455,14 @@ def summary(
         return line(f"smaller than {title}", f"{last['score'] - row['score']:+.1f}", times, None)
 
     latency = [text for title, row in rows.items() for text in latency_lines(title, row)]
+    teacher = [] # one that was named has no row of its own
+    if last.get("teacher") and last.get("teacher_score"):
+        name = f"teacher {Path(last['teacher']).name}"
+        teacher = [line(name[:32], f"{last['teacher_score']:.1f}", [None]*len(sizes), None)]
     about = (f"score is {last['metric']} x 100 on {last['eval_examples']:,} validation examples of "
              f"{task_title(last['task'])}; guessing gets {last['majority']:.1f}")
     return "\n".join(["", line("", "score", ("paper", "packed", "file", "onnx"), "training"),
-                      *(numbers(title, row) for title, row in rows.items()),
+                      *teacher, *(numbers(title, row) for title, row in rows.items()),
                       *(ratios(title, row) for title, row in others), "", *latency, about,
                       f"row    {rel_path(folder/'runs'/last['id'])}.json",
                       f"model  {rel_path(folder/'models'/last['id'])}.safetensors"])

@@ -231,11 +231,15 @@ class Progress:
         form = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} runs, {elapsed}{postfix}"
         self.bar = tqdm(total=len(sweep.todo), initial=len(sweep.todo) - len(sweep.pending()),
                         disable=not self.terminal, dynamic_ncols=True, bar_format=form)
-        self.within = self.postfix if self.terminal else throttle(self.line)
+        self.within = self.postfix if self.terminal else throttle(self.indented)
 
     def line(self, *text, **kwargs):
         "Print a line above the bar"
         self.bar.write(" ".join(text)) if self.terminal else self.log(*text, **kwargs)
+
+    def indented(self, *text, **kwargs):
+        "Print a line of a training so that it stands out from the list of runs"
+        self.line("      " + " ".join(map(str, text)).strip(), **kwargs)
 
     def postfix(self, *text, **kwargs):
         "Show a line of a training behind the bar"
