@@ -291,6 +291,10 @@ def test_a_temperature_and_thresholds(place, made, shipped):
     assert after.about["temperature"] != 1
     assert [a["labels"] for a in after.predict(texts)] == [a["labels"] for a in before.predict(texts)]
     moved = move_thresholds(before.thresholds, 1, after.about["temperature"])
+    assert "sigmoids of its logits; they are not" in (place / "saved" / "README.md").read_text()
+    shutil.copytree(place / "saved", place / "saved-warm")
+    calibrate(place / "saved-warm", texts, labels)
+    assert "sigmoids of its logits divided by" in (place / "saved-warm" / "README.md").read_text()
     assert after.thresholds == pytest.approx(moved)
     with pytest.raises(ValueError, match="'good' is in one of them alone"):
         set_thresholds(place / "warm", dict(good=0.5))

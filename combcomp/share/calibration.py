@@ -14,7 +14,7 @@ from ..data.probabilities import (
 from ..ship.packed_file import change_info
 from ..ship.runtimes import ABOUT, UNCHECKED, file_hashes, load_about, load_exported, write_about
 from ..ship.folder import write_readme
-from .model_card import UNCALIBRATED, describe_temperature
+from .model_card import describe_temperature
 from .hub import MODEL, load
 
 # %% auto #0
@@ -65,7 +65,10 @@ def set_temperature(
         return
     change_info(place/MODEL if place.is_dir() else place, **values)
     if (card := place/"README.md").is_file():
-        text = card.read_text(encoding="utf-8").replace(UNCALIBRATED, describe_temperature(found.temperature))
+        text = card.read_text(encoding="utf-8")
+        for several in (False, True):
+            said = describe_temperature(1.0, several)
+            text = text.replace(said, describe_temperature(found.temperature, several))
         card.write_text(text, encoding="utf-8")
 
 def check_choice(

@@ -269,8 +269,15 @@ UNCALIBRATED = ("The `score` in its answers is a softmax, or the predicted numbe
 
 def describe_temperature(
     temperature:float, # 1 means that none was fitted
+    several:bool=False, # may a text have several labels?
 ) -> str:
     "Whether the probabilities of a model are calibrated"
+    if several:
+        fitted = (f" divided by {temperature:.3g}, a temperature that was fitted on examples that the model was "
+                  "not trained on.")
+        uncalibrated = "; they are not calibrated as probabilities."
+        return ("The `scores` in its answers are sigmoids of its logits"
+                + (uncalibrated if temperature == 1 else fitted))
     if temperature == 1:
         return UNCALIBRATED
     return (f"The `score` in its answers is a softmax of logits divided by {temperature:.3g}, a temperature "
@@ -352,7 +359,7 @@ def card(
         size_table=markdown(size_table(row, uncompressed(row, table))),
         latency="".join(f"{line} of {device}, batch of one, median."
                         for line in latency_lines("This model", row)),
-        calibrated=describe_temperature(temperature),
+        calibrated=describe_temperature(temperature, "labels=" in task.partition("?")[2]),
         training_set=describe_training_set(row), max_length=f"{row['max_length']:.0f}",
         language="It was trained on English only." if task in TASKS and TASKS[task].language == "en" else
                  "It knows only the language and the kind of text of its training file.",
