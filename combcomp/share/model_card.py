@@ -273,7 +273,8 @@ def describe_temperature(
 ) -> str:
     "Whether the probabilities of a model are calibrated"
     if several:
-        fitted = (f" divided by {temperature:.3g}, a temperature that was fitted on examples that the model was "
+        fitted = (f" divided by {temperature:.3g}, a temperature that was fitted on examples that the model "
+                  "was "
                   "not trained on.")
         uncalibrated = "; they are not calibrated as probabilities."
         return ("The `scores` in its answers are sigmoids of its logits"
