@@ -9,7 +9,8 @@ NAMES = dict(
     unpack="ship.packed_file", sizes="models.sizes", export="ship.runtimes", load_exported="ship.runtimes",
     verify="ship.verification", bench="ship.latency", max_reduction="study.reductions",
     interactions="study.reductions", recommend="study.recommendation", own="data.text_files",
-    save_pretrained="share.hub", load="share.hub", push_to_hub="share.hub", calibrate="share.calibration")
+    save_pretrained="share.hub", load="share.hub", push_to_hub="share.hub", calibrate="share.calibration",
+    shrink="share.checkpoints")
 __all__ = list(NAMES)
 
 

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['CODES', 'RUN', 'GRID', 'STUDY', 'SMALLEST', 'COMMANDS', 'METAVARS', 'Option', 'options', 'Answer', 'Failed',
            'as_failure', 'run_and_compare', 'conclusion', 'check_models', 'run_command', 'records', 'score_table',
-           'print_or_exit', 'grid_command', 'find_model', 'check_free', 'load_checkpoint', 'origin', 'pack_command',
-           'Opened', 'find_tokenizer', 'open_model', 'unpack_command', 'validation_set', 'describe_export',
-           'export_command', 'verify_command', 'open_classifier', 'read_inputs', 'answer_columns', 'predict_command',
-           'read_labels', 'calibrate_command', 'format_table', 'Study', 'pick_study', 'recommend_command',
-           'smallest_command', 'sizes_command', 'Command', 'add_option', 'Parser', 'parser', 'parse', 'as_options',
-           'report_error', 'print_warning', 'execute', 'flush_output', 'main']
+           'print_or_exit', 'grid_command', 'find_model', 'check_free', 'origin', 'pack_command', 'Opened',
+           'find_tokenizer', 'open_model', 'unpack_command', 'validation_set', 'describe_export', 'export_command',
+           'verify_command', 'open_classifier', 'read_inputs', 'label_joiner', 'several_columns', 'answer_columns',
+           'predict_command', 'read_labels', 'calibrate_command', 'known_labels', 'compress_command', 'format_table',
+           'Study', 'pick_study', 'recommend_command', 'smallest_command', 'sizes_command', 'Command', 'add_option',
+           'Parser', 'parser', 'parse', 'as_options', 'report_error', 'print_warning', 'execute', 'flush_output',
+           'main']
 
 # %% ../nbs/cli.ipynb #58d2c511
 import argparse, json, os, re, sys, tempfile, traceback, warnings
@@ -253,27 +254,6 @@ def check_free(
     return path
 
 # %% ../nbs/cli.ipynb #5e970ee0
-def load_checkpoint(
-    folder, # that transformers wrote
-): # a sequence classifier of transformers in fp32
-    "A fine-tuned classifier from its folder; ValueError if it holds none"
-    from transformers import AutoModelForSequenceClassification
-    from combcomp.models.encoders import encoder_config
-    if not (Path(folder)/"config.json").is_file():
-        raise ValueError(f"{rel_path(folder)} holds no config.json; give a folder that transformers' "
-                         "save_pretrained wrote")
-    encoder_config(str(folder), "full", "pack", "folder")
-    try:
-        model, found = AutoModelForSequenceClassification.from_pretrained(
-            str(folder), dtype="float32", use_safetensors=True, local_files_only=True,
-            trust_remote_code=False, output_loading_info=True)
-    except OSError as e:
-        raise ValueError(f"{rel_path(folder)} holds no weights that can be read: {e}") from e
-    if found["missing_keys"]:
-        first = sorted(found["missing_keys"])[0]
-        raise ValueError(f"{rel_path(folder)} has no trained {first}: it holds no fine-tuned classifier")
-    return model.eval()
-
 def origin(
     about:dict, # from `inspect`
 ) -> dict: # run, methods, task; None for what the file does not name
@@ -290,6 +270,7 @@ def pack_command(
     "Write the packed file of a run, or of a transformers folder"
     path, from_folder = check_free(out, force), expanded(id_or_folder).is_dir()
     source = None if from_folder else find_model(id_or_folder, outputs)
+    from combcomp.share.checkpoints import load_checkpoint
     from combcomp.ship.packed_file import inspect, pack, unpack
     path.absolute().parent.mkdir(parents=True, exist_ok=True)
     if from_folder:
@@ -487,6 +468,29 @@ def read_inputs(
     check_texts(file.name, columns, names, rows)
     return columns, names
 
+def label_joiner(
+    about:dict, # of a model whose texts may have several labels
+): # a function of a list of names
+    "How several labels are written into a cell: with the separator of the task, or as a JSON list"
+    from combcomp.spec import SEPARATORS
+    task = str(about.get("task"))
+    separator = parse_file_task(task)[1].get("labels", "pipe") if task.startswith("file:") else "pipe"
+    character = SEPARATORS.get(separator, separator)
+    if separator == "list" or any(character in label for label in about["labels"]):
+        return lambda names: json.dumps(names, ensure_ascii=False)
+    return character.join
+
+def several_columns(
+    numbers, # probabilities (texts, labels)
+    about:dict, thresholds, # of the model, and one for each label
+    probabilities:bool, # as for `predict_command`
+) -> dict: # column -> values
+    "What `predict` adds to a file where a text may have several labels"
+    labels, join = about["labels"], label_joiner(about)
+    rows = [[label for label, p, t in zip(labels, row, thresholds) if p >= t] for row in numbers]
+    more = {f"probability_{label}": numbers[:, i].round(6).tolist() for i, label in enumerate(labels)}
+    return dict(predicted=[*map(join, rows)]) | (more if probabilities else {})
+
 def answer_columns(
     numbers, # probabilities (texts, labels), or for a regression (texts, 1)
     labels, # of the model; None for a regression
@@ -508,7 +512,7 @@ def predict_command(
     out:str="", # the CSV file to write; empty prints it
     text:str="", # the text column, or two with a comma between them; empty finds them
     batch_size:int=32, # texts at a time
-    threshold:float=0.0, # probability, 0 to 1, below which the label is left empty
+    threshold:float=0.0, # probability, 0 to 1, below which a label is left out; 0 is the model's own
     probabilities:bool=False, # also a column with the probability of each label
     force:bool=False, # overwrite the file
     outputs:str=None, # folder of rows, models and caches; None is outputs/ of this project
@@ -533,14 +537,21 @@ def predict_command(
         for i in range(0, len(texts), size):
             parts.append(numbers(texts[i:i + size], batch_size))
             bar.update(len(parts[-1]))
-    found = answer_columns(np.concatenate(parts).astype(float), labels, threshold, probabilities)
+    answers = np.concatenate(parts).astype(float)
+    if classifier.about.get("multi_label"):
+        thresholds = [threshold]*len(labels) if threshold else classifier.thresholds
+        found = several_columns(answers, classifier.about, thresholds, probabilities)
+    else:
+        found = answer_columns(answers, labels, threshold, probabilities)
     table = pd.DataFrame({k: v for k, v in columns.items() if k not in found} | found)
     written = table.to_csv(index=False)
     if path is None:
         return Answer(records(table), written.rstrip("\n"))
     atomic_bytes(path, written.encode())
-    empty = sum(p is None for p in found["predicted"])
+    empty = sum(p in (None, "", "[]") for p in found["predicted"])
     left = f", {empty:,} below {threshold:g} and left empty"*bool(threshold)
+    if classifier.about.get("multi_label"):
+        left = f", {empty:,} without a label"
     return Answer(dict(file=rel_path(path), texts=len(table), empty=empty),
                   f"{rel_path(path)}  {len(table):,} texts{left}")
 
@@ -548,14 +559,24 @@ def predict_command(
 def read_labels(
     file:Path, # with a column of labels
     columns:dict, texts:list, # from `read_inputs`
+    about:dict, # of the model
     label:str="", # the column; empty finds it
-) -> list: # of strings
-    "The labels of a file; ValueError if there are none"
-    from combcomp.data.text_files import complete_rows, guess_label, label_words
+) -> list: # of strings, or of lists of them for a model with several labels a text
+    "The labels of a file; ValueError if there are none, or if texts have several and the model gives one"
+    from combcomp.data.text_files import as_list, complete_rows, guess_label, label_words, split_labels
     label = label or guess_label(columns, tuple(texts))
     if label not in columns:
         raise ValueError(f"{file.name}: no column {label or 'of labels'!r} was found among "
                          f"{', '.join(columns)}; name it with label=")
+    values, task = columns[label], str(about.get("task"))
+    lists = [i for i, v in enumerate(values, 1) if as_list(v) is not None]
+    if about.get("multi_label"):
+        separator = parse_file_task(task)[1].get("labels") if task.startswith("file:") and not lists else None
+        separator = "list" if lists else separator or "pipe"
+        return split_labels(file.name, label, values, separator, None, False)
+    if lists and not isinstance(values[lists[0] - 1], str):
+        raise ValueError(f"{file.name}: row {lists[0]} has a list of labels in column {label!r}, and the "
+                         "model gives one label a text; give one label in every row")
     complete_rows(file.name, columns, [label], None)
     return label_words(columns[label], columns[label])
 
@@ -564,9 +585,13 @@ def calibrate_command(
     file:str="", # labelled texts that the model was not trained on; empty is the validation set of its task
     text:str="", # the text column, or two with a comma between them; empty finds them
     label:str="", # the label column; empty finds it
+    thresholds:str="", # of several labels a text: one, or label; chosen on the file, empty keeps them
     outputs:str=None, # folder of rows, models and caches; None is outputs/ of this project
 ) -> Answer:
-    "Fit the temperature of a model's probabilities and store it in its file; labels do not change"
+    "Fit the temperature of a model's probabilities, and thresholds if asked, and store them in its file"
+    if thresholds and not file:
+        raise ValueError("calibrate: thresholds are never chosen on the validation set; give labelled texts "
+                         "that the model has not seen with file=")
     place = expanded(file) if file else None
     if place and not place.is_file():
         raise FileNotFoundError(f"there is no file {file!r}")
@@ -576,18 +601,80 @@ def calibrate_command(
         raise ValueError(f"calibrate: {model} answers with numbers, which have no probability")
     if place:
         columns, names = read_inputs(place, about, text)
-        labels, texts = read_labels(place, columns, names, label), [columns[n] for n in names]
+        labels, texts = read_labels(place, columns, names, about, label), [columns[n] for n in names]
     elif not about["task"]:
         raise ValueError(f"calibrate: {model} does not name its task; give labelled texts with file=")
     else:
         from combcomp.data.tasks import task_of
         data = validation_set(about["task"], outputs)
         names = task_of(about["task"], outputs_dir(outputs)/"cache").texts
-        labels, texts = [known[i] for i in data["label"]], [list(data[n]) for n in names]
+        name = lambda i: [known[j] for j in i] if about.get("multi_label") else known[i]
+        labels, texts = [*map(name, data["label"])], [list(data[n]) for n in names]
     from combcomp.share.calibration import calibrate
     target = expanded(model) if expanded(model).exists() else find_model(model, outputs)
-    found = calibrate(target, texts[0] if len(texts) == 1 else [*zip(*texts)], labels, classifier)
+    texts = texts[0] if len(texts) == 1 else [*zip(*texts)]
+    found = calibrate(target, texts, labels, classifier, thresholds)
     return Answer(found._asdict() | dict(file=rel_path(target)), f"{rel_path(target)}  {found}")
+
+# %% ../nbs/cli.ipynb #5ea30002
+def known_labels(
+    file:Path, columns:dict, names:list, # columns of the file, and those of the texts
+    label:str, about:dict, # as for `compress_command`, and labels and multi_label of the model
+) -> list|None: # None if the file has none
+    "The labels of a file if its column is named, or holds labels of the model"
+    from combcomp.data.text_files import guess_label
+    if file.suffix.lower() == ".txt":
+        return None
+    guessed = label or guess_label(columns, tuple(names))
+    if not guessed:
+        return None
+    try:
+        found = read_labels(file, columns, names, about, guessed)
+    except ValueError:
+        if label:
+            raise
+        return None
+    if label or about["multi_label"] or about["labels"] is None:
+        return found
+    return found if {*found} <= {*about["labels"], *map(str, range(len(about["labels"])))} else None
+
+def compress_command(
+    folder:str, # of transformers: a fine-tuned classifier and its tokenizer
+    methods:str="ptq", # ptq, vocab(rows=...), or both with a comma between them
+    texts:str="", # texts like those that it will read: .txt with one a line, CSV, JSON lines or parquet
+    out:str="", # the file to write; empty is the name of the folder with .safetensors
+    text:str="", # the text column, or two with a comma between them; empty finds them
+    label:str="", # the label column; empty finds one that holds labels of the model
+    max_length:int=None, # tokens after which texts are cut; None is what the folder says, or 128
+    force:bool=False, # overwrite the file
+) -> Answer:
+    "Make a fine-tuned model smaller without training and without labels: quantize, trim, pack"
+    place, file = expanded(folder), expanded(texts) if texts else None
+    if not place.is_dir():
+        raise ValueError(f"{folder!r} is no folder; give one that transformers' save_pretrained wrote")
+    path = check_free(out or f"{place.resolve().name}.safetensors", force)
+    from combcomp.share.checkpoints import load_checkpoint, shrink, untrained_methods
+    untrained_methods(methods, folder)
+    if file is None:
+        raise ValueError("compress: which texts will it read? Give texts= with a file of some hundred; they "
+                         "need no label")
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file {texts!r}")
+    from combcomp.data.probabilities import is_multi
+    from combcomp.data.text_files import guess_texts, read_columns
+    from combcomp.study.runner import hush
+    hush()
+    config = load_checkpoint(place).config
+    labels = [config.id2label[i] for i in range(config.num_labels)] if config.num_labels > 1 else None
+    about = dict(labels=labels, multi_label=is_multi(config), task=None)
+    found = text.split(",") if text else ["text"]
+    if not text and file.suffix.lower() != ".txt":
+        found = guess_texts(read_columns(file)[0], label or None)
+    columns, names = read_inputs(file, about | dict(pairs=len(found) == 2), text)
+    rows = columns[names[0]] if len(names) == 1 else [*zip(*(columns[n] for n in names))]
+    answers = known_labels(file, columns, names, label, about)
+    shrunk = shrink(place, path, [*rows], answers, methods, max_length)
+    return Answer(shrunk._asdict(), str(shrunk))
 
 # %% ../nbs/cli.ipynb #0853fc70
 def format_table(
@@ -729,7 +816,12 @@ COMMANDS = dict(
     verify=Command(verify_command, options(verify_command), ("combcomp verify shipped",)),
     calibrate=Command(calibrate_command, options(calibrate_command), (
         "combcomp calibrate shipped",
-        "combcomp calibrate small.safetensors --file labelled.csv --text review --label stars")),
+        "combcomp calibrate small.safetensors --file labelled.csv --text review --label stars",
+        "combcomp calibrate small.safetensors --file tagged.jsonl --thresholds label")),
+    compress=Command(compress_command, options(compress_command), (
+        "combcomp compress my-checkpoint --texts more.txt -o small.safetensors",
+        "combcomp compress my-checkpoint --methods 'ptq,vocab(rows=8000)' --texts labelled.csv --label "
+        "stars")),
     predict=Command(predict_command, options(predict_command), (
         "combcomp predict shipped new.csv -o labelled.csv",
         "combcomp predict shipped new.csv -o labelled.csv --threshold 0.8 --probabilities",

@@ -14,13 +14,13 @@ from .basics import bad_value, check_fields, find_file, import_object, import_pa
 
 # %% auto #0
 __all__ = ['GLUE', 'WORDNET', 'FAMILIES', 'NOT_CLEAN', 'METHODS', 'QUANTIZE', 'SUBSETS', 'TASKS', 'FILE', 'SEPARATORS', 'OPTIONS',
-           'IN_PATH', 'FILE_TASKS', 'RECIPES', 'RECIPE', 'SCHEMA', 'BUILT_IN', 'family_sizes', 'changes', 'MethodInfo',
-           'register', 'unregister', 'info_of', 'KD', 'MP', 'Quantization', 'QAT', 'PTQ', 'Vocab', 'method_name',
-           'parse', 'canonical', 'subsets', 'subset_of', 'table_order', 'with_options', 'Task', 'register_task',
-           'check_option', 'decoded_path', 'parse_file_task', 'file_task', 'check_task', 'full_task_name', 'task_title',
-           'last_part', 'portable', 'Recipe', 'recipe_of', 'canonical_recipe', 'Combination', 'Run', 'typed_value',
-           'teacher_run', 'learning_rate', 'recipe_epochs', 'resolve_task', 'is_file_task', 'split_tasks', 'task_names',
-           'limits_of', 'describe_registry', 'restore_registry']
+           'METRICS', 'IN_PATH', 'FILE_TASKS', 'RECIPES', 'RECIPE', 'SCHEMA', 'BUILT_IN', 'family_sizes', 'changes',
+           'MethodInfo', 'register', 'unregister', 'info_of', 'KD', 'MP', 'Quantization', 'QAT', 'PTQ', 'Vocab',
+           'method_name', 'parse', 'canonical', 'subsets', 'subset_of', 'table_order', 'with_options', 'Task',
+           'register_task', 'check_option', 'kind_of', 'decoded_path', 'parse_file_task', 'file_task', 'check_task',
+           'full_task_name', 'task_title', 'last_part', 'portable', 'Recipe', 'recipe_of', 'canonical_recipe',
+           'Combination', 'Run', 'typed_value', 'teacher_run', 'learning_rate', 'recipe_epochs', 'resolve_task',
+           'is_file_task', 'split_tasks', 'task_names', 'limits_of', 'describe_registry', 'restore_registry']
 
 # %% ../nbs/spec.ipynb #f17cac26
 GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte") # by hub name, nyu-mll/glue
@@ -404,6 +404,7 @@ class Task:
     language: str = "" # code of the texts' language, for the model card: en
     source: str = "" # hub name of the data, for the model card
     license: str = "" # a sentence about the rights in the texts, for the model card
+    multi: bool = False # does a text have any number of the labels? Then a label in the data is a list of ids
 
     def __post_init__(self):
         object.__setattr__(self, "augment", () if self.augment is None else self.augment or self.texts[:1])
@@ -466,7 +467,11 @@ FILE = re.compile(r"file:(?P<path>[^?#]+)(?:\?(?P<query>.*?))?(?:#(?P<digest>[0-
 SEPARATORS = dict(comma=",", tab="\t", semicolon=";", pipe="|") # words for the characters between fields
 OPTIONS = dict(text=None, label=None, validation=None, unlabelled=None, # of a file task, and their values
                kind=("classification", "regression"), language=("english", "other"),
-               missing=("drop", "transfer", "keep"), sep=None, quote=None)
+               missing=("drop", "transfer", "keep"), sep=None, quote=None,
+               labels=None, metric=("accuracy", "matthews", "f1", "macro_f1", "micro_f1", "exact_match",
+                                    "pearson", "spearman"))
+METRICS = dict(classification=OPTIONS["metric"][:4], regression=OPTIONS["metric"][-2:],
+               several=("micro_f1", "macro_f1", "exact_match")) # that may be the score; the default is first
 IN_PATH = {",": "%2C", "?": "%3F", "#": "%23"} # what ends a path in a name, and how it is written
 
 def check_option(
@@ -476,11 +481,17 @@ def check_option(
     one = len(value) == 1 and not value.isalnum()
     if name == "sep" and not one and value not in SEPARATORS:
         bad_value("file task", name, value, f"one character, or a word: {', '.join(SEPARATORS)}")
+    if name == "labels" and not one and value not in (*SEPARATORS, "list"):
+        bad_value("file task", name, value, f"list, one character, or a word: {', '.join(SEPARATORS)}")
     if name == "quote" and not one and value != "none":
         bad_value("file task", name, value, "one character, or none")
     if not value or OPTIONS[name] and value not in OPTIONS[name]:
         bad_value("file task", name, value, OPTIONS[name] or "the name of a column or file")
-    return {v: k for k, v in SEPARATORS.items()}.get(value, value) if name == "sep" else value
+    return {v: k for k, v in SEPARATORS.items()}.get(value, value) if name in ("sep", "labels") else value
+
+def kind_of(options:dict) -> str: # as from `parse_file_task`
+    "What the labels of a file task are: a key of `METRICS`"
+    return "several" if options.get("labels") else options.get("kind") or "classification"
 
 def decoded_path(path:str) -> str:
     "A path as it is on disk, from the name of a task"
@@ -580,6 +591,8 @@ class Recipe:
     kd_transfer: int = 10_000 # texts that only the teacher labels, if there are so many
     transfer: float = 2.0 # further steps with transfer texts alone, as a multiple; fewer with fewer texts
     used_rows: bool = True # freeze the embeddings of word pieces that do not occur, without weight decay?
+    balanced: bool = False # rare classes weigh as much as frequent ones in the loss of the labels?
+    thresholds: str = "" # of several labels: one, or one for each label, from a held-out fifth; "" is 0.5
 
     def __post_init__(self):
         check_fields(self, rate=(float, 0, 1, "("), depth=(float, 0, 4), width=(float, 0, 4),
@@ -590,7 +603,9 @@ class Recipe:
                      max_epochs=(float, 0, 1000, "("), steps=(float, 0, 1000, "("),
                      kd_alpha=(float, 0, 1),
                      kd_transfer=(int, 0, 10**7), transfer=(float, 0, 100))
-        for name in ("standardize", "used_rows"):
+        if self.thresholds not in (allowed := ("", "one", "label")):
+            bad_value("recipe", "thresholds", self.thresholds, allowed)
+        for name in ("standardize", "used_rows", "balanced"):
             if not isinstance(getattr(self, name), bool):
                 bad_value("recipe", name, getattr(self, name), (True, False))
 

@@ -11,11 +11,14 @@ import numpy as np
 
 from ..basics import check_number, hub, import_object, outputs_dir
 from ..spec import Task, WORDNET
-from .tasks import label_vector, task_of, text_counts, text_dataset, unseen_rows
+from combcomp.data.tasks import (
+    class_names, label_vector, strata, task_of, text_counts, text_dataset, unseen_rows,
+)
 
 # %% auto #0
-__all__ = ['glue_data', 'check_splits', 'stratified_order', 'split_train', 'held_out_rows', 'hold_out', 'load_splits',
-           'load_task', 'find_transfer', 'transfer_set', 'describe_transfer', 'transfer_note', 'count_data']
+__all__ = ['glue_data', 'check_splits', 'stratified_order', 'label_order', 'split_train', 'held_out_rows', 'hold_out_thresholds',
+           'hold_out', 'load_splits', 'load_task', 'find_transfer', 'transfer_set', 'describe_transfer',
+           'transfer_note', 'count_data']
 
 # %% ../../nbs/data/04_loading.ipynb #847d600d
 def glue_data(
@@ -41,7 +44,7 @@ def check_splits(
             if column not in split.column_names:
                 raise ValueError(f"{task.title}: {name} has no column {column!r}; it has "
                                  f"{', '.join(split.column_names)}")
-        found = tuple(getattr(split.features["label"], "names", None) or ()) or None
+        found = class_names(split.features["label"])
         if found and found != task.labels:
             raise ValueError(f"{task.title}: the data's labels are {found}, the task's are {task.labels}; "
                              "scores would be meaningless")
@@ -66,24 +69,39 @@ def stratified_order(
     return order[np.argsort(place[order], kind="stable")]
 
 # %% ../../nbs/data/04_loading.ipynb #72fee74a
+def label_order(
+    task:Task, labels, # as in its data
+) -> np.ndarray: # (n,) row numbers
+    "`stratified_order` of the labels of a task"
+    return stratified_order(labels if not task.labels else strata(task, labels), not task.labels)
+
 def split_train(
     task:Task, train, limit:int|None, # the training set, and as for `load_task`
 ) -> tuple: # (a training set of `limit` rows, the rows that are left over)
     "Take a part of a training set"
     if limit is None:
         return train, train.select([])
-    order, n = stratified_order(train["label"][:], not task.labels), max(0, limit)
+    order, n = label_order(task, train["label"][:]), max(0, limit)
     return train.select(order[:n]), train.select(order[n:])
 
 def held_out_rows(rows:int) -> int: # of a training set with that many rows
     "How many rows `hold_out` takes away: a fifth, at most 1,000"
     return min(1000, rows//5)
 
+def hold_out_thresholds(
+    task:Task, data, # its splits
+): # a DatasetDict with one split more, `thresholds`
+    "Take the last `held_out_rows` out of the training set, for choosing the thresholds of several labels"
+    order = label_order(task, data["train"]["label"][:])
+    n = len(order) - held_out_rows(len(order))
+    train, held = (data["train"].select(part) for part in (order[:n], order[n:]))
+    return type(data)({**data, "train": train, "thresholds": held})
+
 def hold_out(
     task:Task, data, # its splits
 ): # a DatasetDict of train and the task's first evaluation split, both from the training set
     "Use the last `held_out_rows` of the training set in place of the evaluation splits"
-    order = stratified_order(data["train"]["label"][:], not task.labels)
+    order = label_order(task, data["train"]["label"][:])
     n = len(order) - held_out_rows(len(order))
     train, held = (data["train"].select(part) for part in (order[:n], order[n:]))
     return type(data)({"train": train, task.evals[0]: held})
@@ -110,9 +128,9 @@ def load_task(
     if not len(data["train"]):
         raise ValueError(f"{task.title}: the training set is empty")
     labels = label_vector(task, data["train"]["label"][:])
-    if len(np.unique(labels)) < 2:
-        raise ValueError(f"{task.title}: all {len(labels)} training rows have the label {labels[0]}; use a "
-                         "larger limit")
+    if len(np.unique(labels, axis=0)) < 2:
+        same = f"labels {data['train']['label'][0]}" if task.multi else f"label {labels[0]}"
+        raise ValueError(f"{task.title}: all {len(labels)} training rows have the {same}; use a larger limit")
     return data
 
 # %% ../../nbs/data/04_loading.ipynb #e00a1d77

@@ -7,26 +7,45 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import log_softmax, softmax
+from scipy.special import expit, log_softmax, softmax
+
+from ..basics import bad_value, check_number
+from .tasks import decide, label_metric
 
 # %% auto #0
-__all__ = ['RANGE', 'FEWEST', 'probabilities', 'calibration_error', 'fit_temperature', 'Calibration', 'calibration']
+__all__ = ['MULTI', 'RANGE', 'FEWEST', 'GRID', 'is_multi', 'probabilities', 'calibration_error', 'fit_temperature', 'Calibration',
+           'calibration', 'choose_thresholds', 'check_thresholds', 'move_thresholds']
 
 # %% ../../nbs/data/06_probabilities.ipynb #p0000006
+MULTI = "multi_label_classification" # `problem_type` of a model whose texts have any number of labels
+
+def is_multi(
+    config, # of a model of transformers, or its fields
+) -> bool:
+    "Does a text have any number of the labels of a model?"
+    fields = config if isinstance(config, dict) else vars(config)
+    return fields.get("problem_type") == MULTI
+
 def probabilities(
     logits, # (examples, classes)
     temperature:float=1.0, # by which the logits are divided
+    multi:bool=False, # may a text have several labels? Then rows do not sum to 1
 ) -> np.ndarray: # of the same shape; rows sum to 1
     "The probabilities of the classes"
-    return softmax(np.asarray(logits, float)/temperature, axis=1)
+    z = np.asarray(logits, float)/temperature
+    return expit(z) if multi else softmax(z, axis=1)
 
 def calibration_error(
-    logits, labels, # (examples, classes), and the class ids
+    logits, labels, # (examples, classes), and the class ids; (examples, classes) of 0 and 1 for several
     temperature:float=1.0, # by which the logits are divided
     bins:int=15, # of equal width, for the probability of the predicted class
 ) -> float: # in [0, 1]
     "Expected calibration error: the mean distance of probability and accuracy over bins of the probability"
-    p, hit = probabilities(logits, temperature).max(1), np.argmax(logits, 1) == np.asarray(labels)
+    y = np.asarray(labels)
+    if y.ndim == 2: # each label of each text is an example
+        p, hit = probabilities(logits, temperature, True).ravel(), y.ravel()
+    else:
+        p, hit = probabilities(logits, temperature).max(1), np.argmax(logits, 1) == y
     at = np.minimum((p*bins).astype(int), bins - 1)
     return float(abs(np.bincount(at, hit - p)).sum()/len(p))
 
@@ -34,12 +53,15 @@ def calibration_error(
 RANGE = (0.2, 20.0) # of a temperature that is fitted
 
 def fit_temperature(
-    logits, labels, # (examples, classes), and the class ids
+    logits, labels, # as for `calibration_error`
 ) -> float: # in `RANGE`
     "The temperature under which the labels are the likeliest"
     from scipy.optimize import minimize_scalar
     z, y = np.asarray(logits, float), np.asarray(labels)
-    loss = lambda t: -log_softmax(z/np.exp(t), axis=1)[np.arange(len(y)), y].mean()
+    if y.ndim == 2:
+        loss = lambda t: np.logaddexp(0, np.where(y, -z, z)/np.exp(t)).mean()
+    else:
+        loss = lambda t: -log_softmax(z/np.exp(t), axis=1)[np.arange(len(y)), y].mean()
     return float(np.exp(minimize_scalar(loss, bounds=np.log(RANGE), method="bounded").x))
 
 # %% ../../nbs/data/06_probabilities.ipynb #p0000012
@@ -58,7 +80,7 @@ class Calibration(NamedTuple):
                 "of the other")
 
 def calibration(
-    logits, labels, # of examples that the model was not trained on: (examples, classes), and class ids
+    logits, labels, # of examples that the model was not trained on: as for `calibration_error`
     seed:int=0, # of the halves
 ) -> Calibration:
     "Fit a temperature and measure what it does; ValueError for a regression or too few examples"
@@ -68,7 +90,8 @@ def calibration(
     if len(z) != len(y) or len(z) < FEWEST:
         raise ValueError(f"calibration: there are {len(z)} predictions and {len(y)} labels; give the same "
                          f"number of both, {FEWEST} or more")
-    if not np.isfinite(z).all() or not np.isin(y, range(z.shape[1])).all():
+    allowed = range(z.shape[1]) if y.ndim == 1 else (0, 1)
+    if not np.isfinite(z).all() or not np.isin(y, allowed).all():
         raise ValueError(f"calibration: a logit is not finite, or a label is none of 0 to {z.shape[1] - 1}")
     order, after = np.random.default_rng(seed).permutation(len(z)), 0.0
     for fit, test in (np.array_split(order, 2), np.array_split(order, 2)[::-1]):
@@ -76,3 +99,45 @@ def calibration(
     halves = np.array_split(order, 2)
     before = sum(calibration_error(z[half], y[half])*len(half) for half in halves)/len(z)
     return Calibration(float(f"{fit_temperature(z, y):.4g}"), before, after, len(z))
+
+# %% ../../nbs/data/06_probabilities.ipynb #p0000017
+GRID = np.round(np.arange(0.05, 0.951, 0.025), 3) # of thresholds that are tried
+
+def choose_thresholds(
+    logits, labels, # of examples that the model was not trained on: (examples, classes), and 0 or 1
+    how:str="label", # one for each label, or `one` for all
+    fewest:int=5, # examples with a label for a threshold of its own
+) -> list: # of a number for each label
+    "The thresholds with the best F1"
+    y = np.asarray(labels, bool)
+    said = np.stack([decide(logits, t) for t in GRID]) # (thresholds, examples, classes)
+    counts = np.stack([(said & y).sum(1), said.sum(1), np.broadcast_to(y.sum(0), said.shape[::2])])
+    by_distance = np.argsort(abs(GRID - 0.5), kind="stable")
+    best = lambda scores: float(GRID[by_distance[np.argmax(scores[by_distance])]])
+    if how == "one":
+        return [best(label_metric("micro_f1", *counts.transpose(0, 2, 1)))]*y.shape[1]
+    each = [best(label_metric("micro_f1", *counts[:, None, :, i])) for i in range(y.shape[1])]
+    return [t if n >= fewest else 0.5 for t, n in zip(each, y.sum(0))]
+
+# %% ../../nbs/data/06_probabilities.ipynb #p0000020
+def check_thresholds(
+    given, # what a file says: name of a label -> threshold
+    labels, # of the model, in order
+    where:str="thresholds", # for the message
+) -> list: # in the order of the labels
+    "Thresholds by the names of their labels as a list; ValueError for other labels, or numbers out of bounds"
+    if not isinstance(given, dict):
+        bad_value(where, "thresholds", given, "a number for each label, by its name")
+    if odd := [*{*given} - {*labels}] or [label for label in labels if label not in given]:
+        raise ValueError(f"{where}: the thresholds are of the labels {', '.join(map(str, given))}, and the "
+                         f"model has {', '.join(labels)}; {odd[0]!r} is in one of them alone")
+    check = lambda label: check_number(where, f"threshold of {label}", given[label], float, 0.001, 0.999)
+    return [*map(check, labels)]
+
+def move_thresholds(
+    thresholds, # one for each label
+    old:float, new:float, # temperatures
+) -> list:
+    "The thresholds that give the same labels at another temperature"
+    t = np.asarray(thresholds, float)
+    return np.clip(expit(np.log(t/(1 - t))*old/new), 0.001, 0.999).round(6).tolist()

@@ -10,11 +10,12 @@ from collections import Counter
 import numpy as np
 
 from ..basics import atomic_folder, bad_value, import_object
-from ..spec import FILE_TASKS, parse_file_task, Task, TASKS
+from ..spec import FILE_TASKS, kind_of, METRICS, parse_file_task, Task, TASKS
 
 # %% auto #0
-__all__ = ['task_of', 'headline_of', 'correlation', 'label_vector', 'metrics', 'score', 'majority', 'save_dataset',
-           'text_dataset', 'unseen_rows', 'text_counts']
+__all__ = ['task_of', 'headline_of', 'correlation', 'label_matrix', 'label_vector', 'decide', 'label_metric', 'counted_metric',
+           'metrics', 'score', 'fixed_answers', 'majority', 'save_dataset', 'text_dataset', 'unseen_rows',
+           'rarest_label', 'strata', 'class_names', 'text_counts']
 
 # %% ../../nbs/data/01_tasks.ipynb #9a0e9323
 def task_of(
@@ -33,7 +34,8 @@ def task_of(
 def headline_of(task:str) -> str: # a metric
     "The metric that is the score of a task, without reading its data; of a file, the full name is needed"
     if task.startswith("file:"):
-        return "pearson" if parse_file_task(task)[1].get("kind") == "regression" else "accuracy"
+        options = parse_file_task(task)[1]
+        return options.get("metric") or METRICS[kind_of(options)][0]
     return task_of(task).headline
 
 # %% ../../nbs/data/01_tasks.ipynb #cfa67a7f
@@ -50,10 +52,24 @@ def correlation(
         r = float(getattr(stats, f"{kind}r")(a, b)[0])
     return r if np.isfinite(r) else 0.0
 
+def label_matrix(
+    task:Task, labels, # a list of class ids for each text
+): # (n, classes) array of 0 and 1
+    "Several labels a text as rows of 0 and 1; ValueError for one that is not a class of the task"
+    rows = np.repeat(np.arange(len(labels)), [*map(len, labels)])
+    ids = np.array([i for text in labels for i in text], int)
+    if (bad := ~np.isin(ids, range(len(task.labels)))).any():
+        raise ValueError(f"{task.title}: label {ids[bad][0]} is none of the ids 0 to {len(task.labels) - 1}")
+    found = np.zeros((len(labels), len(task.labels)), int)
+    found[rows, ids] = 1
+    return found
+
 def label_vector(
-    task:Task, labels, # class ids, or numbers
-): # (n,) array
-    "Labels as a vector; ValueError for one that is not a class of the task"
+    task:Task, labels, # class ids, or numbers; lists of ids where a text has several
+): # (n,) array; (n, classes) of 0 and 1 where a text has several
+    "Labels as an array; ValueError for one that is not a class of the task"
+    if task.multi:
+        return label_matrix(task, labels)
     y = np.asarray(labels)
     bad = ~np.isin(y, range(len(task.labels))) if task.labels else ~np.isfinite(y.astype(float))
     if bad.any():
@@ -61,16 +77,53 @@ def label_vector(
         raise ValueError(f"{task.title}: label {y[bad][0]} is none of {allowed}")
     return y
 
+# %% ../../nbs/data/01_tasks.ipynb #7ab10002
+def decide(
+    logits, # (n, classes)
+    thresholds=None, # between 0 and 1, one or one for each label; None is 0.5
+) -> np.ndarray: # (n, classes) of bool
+    "Which labels a text has, where it may have several"
+    t = np.asarray(0.5 if thresholds is None else thresholds, float)
+    return np.asarray(logits, float) >= np.log(t/(1 - t))
+
+def label_metric(
+    name:str, # micro_f1, macro_f1, f1 (of class 1), or matthews
+    hits, said, true, # (classes, ...): how often a label is predicted rightly, predicted, and there
+): # (...)
+    "A metric of labels from counts; the macro F1 is of labels that occur or are predicted"
+    hits, said, true = (np.asarray(v, float) for v in (hits, said, true))
+    ratio = lambda a, b: np.where(b > 0, a/np.maximum(b, 1e-12), 0.0)
+    if name == "micro_f1":
+        return ratio(2*hits.sum(0), (said + true).sum(0))
+    each = ratio(2*hits, said + true)
+    if name == "macro_f1":
+        return each.sum(0)/np.maximum((said + true > 0).sum(0), 1)
+    if name == "f1":
+        return each[1]
+    n, c = true.sum(0), hits.sum(0)
+    return ratio(c*n - (said*true).sum(0), np.sqrt((n**2 - (said**2).sum(0))*(n**2 - (true**2).sum(0))))
+
+def counted_metric(
+    name:str, predicted, labels, # as for `label_metric`; (n, classes) of 0 and 1
+) -> float:
+    "A metric of labels from predictions"
+    p, y = np.asarray(predicted, bool), np.asarray(labels, bool)
+    if name == "exact_match":
+        return float((p == y).all(1).mean())
+    return float(label_metric(name, (p & y).sum(0), p.sum(0), y.sum(0)))
+
 # %% ../../nbs/data/01_tasks.ipynb #ce791694
 def metrics(
     task, # a `Task` or its name
     predictions, # logits, (n, classes); for regression (n,) or (n, 1)
-    labels, # (n,) class ids, or numbers
-) -> dict: # metric -> value: accuracy and f1 in [0, 1]; matthews, pearson and spearman in [-1, 1]
+    labels, # (n,) class ids, or numbers; n lists of ids where a text has several
+    thresholds=None, # as for `decide`
+) -> dict: # metric -> value: accuracy, F1, exact match in [0, 1]; matthews, pearson, spearman in [-1, 1]
     "All metrics of the task; ValueError for NaN, wrong shapes and labels that are not of the task"
     from sklearn import metrics as m
     task = task_of(task)
-    p, y, n = np.asarray(predictions, float), np.asarray(labels), len(task.labels or ()) or 1
+    y = label_vector(task, labels) if task.multi else np.asarray(labels)
+    p, n = np.asarray(predictions, float), len(task.labels or ()) or 1
     if n == 1 and p.ndim == 1:
         p = p[:, None]
     if p.shape != (len(y), n) or not len(y):
@@ -78,9 +131,12 @@ def metrics(
                          f"expected ({len(y) or '1 or more'}, {n})")
     if (bad := ~np.isfinite(p).all(1)).any():
         raise ValueError(f"{task.title}: {bad.sum()} of {len(y)} predictions are NaN or infinite")
+    if task.multi:
+        return {k: counted_metric(k, decide(p, thresholds), y) for k in (task.headline, *task.also)}
     p, y = p.argmax(1) if task.labels else p[:, 0], label_vector(task, y)
     known = dict(accuracy=m.accuracy_score, matthews=m.matthews_corrcoef,
                  f1=lambda y, p: m.f1_score(y, p, zero_division=0),
+                 macro_f1=lambda y, p: counted_metric("macro_f1", np.eye(n)[p], np.eye(n)[y]),
                  pearson=lambda y, p: correlation("pearson", y, p),
                  spearman=lambda y, p: correlation("spearman", y, p))
     return {k: float(known[k](y, p)) for k in (task.headline, *task.also)}
@@ -90,14 +146,29 @@ def score(task, metrics:dict) -> float: # the headline metric x 100
     "One number for a table"
     return 100 * metrics[task_of(task).headline]
 
-def majority(task, labels) -> float: # accuracy x 100; 0.0 for regression
-    "The score of always predicting the most frequent class of `labels`; ValueError if there are none"
+def fixed_answers(
+    task:Task, y, # from `label_vector`
+) -> list: # of rows of 0 and 1
+    "The answers that a model without knowledge might always give"
+    if not task.multi:
+        return [*np.eye(len(task.labels), dtype=int)]
+    first = np.argsort(-y.sum(0), kind="stable")
+    sets, times = np.unique(y, axis=0, return_counts=True)
+    return [np.isin(np.arange(y.shape[1]), first[:k]) for k in range(len(first) + 1)] + [sets[times.argmax()]]
+
+def majority(task, labels) -> float: # headline metric x 100; 0.0 for regression
+    "The score of always giving the best fixed answer to `labels`; ValueError if there are none"
     task = task_of(task)
     if not len(labels):
         raise ValueError(f"{task.title}: no labels")
     if not task.labels:
         return 0.0
-    return 100 * float(np.bincount(label_vector(task, labels)).max() / len(labels))
+    y = label_vector(task, labels)
+    if task.headline == "accuracy":
+        return 100 * float(np.bincount(y).max() / len(labels))
+    hot = y if task.multi else np.eye(len(task.labels), dtype=int)[y]
+    values = (counted_metric(task.headline, np.tile(a, (len(y), 1)), hot) for a in fixed_answers(task, y))
+    return 100 * max(values)
 
 # %% ../../nbs/data/01_tasks.ipynb #775899ec
 def save_dataset(
@@ -144,6 +215,23 @@ def unseen_rows(
             kept.append(row)
             known[key] = "that occur twice"
     return kept, excluded
+
+# %% ../../nbs/data/01_tasks.ipynb #7ab10005
+def rarest_label(
+    labels:list, # lists of class ids
+) -> np.ndarray: # (n,) ids; for a text without a label one more than the largest
+    "The rarest label of each text"
+    times = Counter(i for text in labels for i in text)
+    none = max(times, default=-1) + 1
+    return np.array([min(text, key=lambda i: (times[i], i)) if text else none for text in labels], int)
+
+def strata(task:Task, labels): # (n,) array
+    "What a part of a data set is stratified by: the class, or the rarest one of several"
+    return rarest_label(labels) if task.multi else label_vector(task, labels)
+
+def class_names(feature) -> tuple|None: # None for one without names
+    "The names of the classes of a `datasets` feature, of one label or of lists of them"
+    return tuple(getattr(getattr(feature, "feature", feature), "names", None) or ()) or None
 
 # %% ../../nbs/data/01_tasks.ipynb #7a5c1005
 def text_counts(

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/data/03_text_files.ipynb #cb698533
 from __future__ import annotations
-import csv, hashlib, io, json, random, re, warnings
+import ast, csv, hashlib, io, json, random, re, warnings
 from collections import Counter
 from datetime import date, time
 from decimal import Decimal
@@ -15,8 +15,10 @@ from unicodedata import normalize
 import numpy as np
 
 from ..basics import atomic_bytes, bad_value, find_file, is_intact, outputs_dir, rel_path
-from ..spec import file_task, OPTIONS, parse_file_task, portable, SEPARATORS, Task
-from .tasks import save_dataset, text_counts, text_dataset
+from ..spec import file_task, kind_of, METRICS, OPTIONS, parse_file_task, portable, SEPARATORS, Task
+from combcomp.data.tasks import (
+    class_names as feature_names, rarest_label, save_dataset, text_counts, text_dataset,
+)
 
 # %% auto #0
 __all__ = ['ENDINGS', 'FORMS', 'DOUBLE', 'STYLES', 'LABELS', 'PAIRS', 'TEXTS', 'CLASSES', 'COMMON', 'LONGEST', 'LARGEST', 'GAPS',
@@ -24,9 +26,10 @@ __all__ = ['ENDINGS', 'FORMS', 'DOUBLE', 'STYLES', 'LABELS', 'PAIRS', 'TEXTS', '
            'split_line', 'split_rows', 'glued_rows', 'BadRow', 'csv_table', 'csv_ways', 'read_csv', 'pandas_rows',
            'read_json', 'read_parquet', 'read_columns', 'guess_texts', 'guess_label', 'check_header', 'guess_columns',
            'guess_kind', 'is_english', 'is_missing', 'complete_rows', 'check_texts', 'class_names', 'read_classes',
-           'number_word', 'label_words', 'check_numeric', 'read_numbers', 'held_back', 'balanced_texts',
-           'read_labelled', 'read_splits', 'read_unlabelled', 'read_rows_without_label', 'read_transfer', 'find_files',
-           'files_digest', 'resolve', 'resolve_version', 'current_files', 'file_dataset', 'load_file_task', 'own_data',
+           'number_word', 'label_words', 'as_list', 'guess_labels', 'split_labels', 'check_numeric', 'read_numbers',
+           'held_back', 'balanced_texts', 'read_labelled', 'words_of', 'check_alone', 'part_of', 'keep_learnable',
+           'read_splits', 'read_unlabelled', 'read_rows_without_label', 'read_transfer', 'find_files', 'files_digest',
+           'resolve', 'resolve_version', 'current_files', 'file_dataset', 'load_file_task', 'own_data',
            'own_unlabelled', 'file_data', 'file_transfer', 'file_counts', 'own_task', 'uniform_columns', 'save_parquet',
            'own']
 
@@ -289,7 +292,8 @@ def read_parquet(
     if b"huggingface" in (table.schema.metadata or {}):
         from datasets import ClassLabel, Features
         features = Features.from_arrow_schema(table.schema)
-        known = {k: tuple(f.names) for k, f in features.items() if isinstance(f, ClassLabel)}
+        inner = {k: getattr(f, "feature", f) for k, f in features.items()} # of a column of lists
+        known = {k: tuple(f.names) for k, f in inner.items() if isinstance(f, ClassLabel)}
     text = lambda v: v.decode("utf-8", "surrogateescape") if isinstance(v, bytes) else v
     columns = {c: [*map(text, values)] for c, values in table.to_pydict().items()}
     for k in known: # `datasets` writes -1 where there is no label
@@ -480,7 +484,9 @@ def read_classes(
     for i, v in zip(rows, values):
         if not isinstance(v, (str, int, float, Decimal, date, time)):
             raise ValueError(f"{name}: row {i} has {str(v)[:40]!r} in column {column!r}, a "
-                             f"{type(v).__name__}; a label is one word or number, and a text has one label")
+                             f"{type(v).__name__}; a label is one word or number, and a text has one label. "
+                             "If texts have several, write a list in every row, an empty one for a text with "
+                             "none")
         if known and not (isinstance(v, int) and 0 <= v < len(known)):
             raise ValueError(f"{name}: row {i} has {v!r} in column {column!r}; its classes have the ids 0 to "
                              f"{len(known) - 1}")
@@ -513,6 +519,74 @@ def label_words(
         names = {w.casefold(): w if once else w.title() for w in spelled}
         return [names.get(w.casefold(), w) for w in map(word, values)]
     return [*map(word, values)]
+
+# %% ../../nbs/data/03_text_files.ipynb #7ab30002
+def as_list(v) -> list|None: # None if it is none
+    "A list, also one that is written as text, by JSON or Python"
+    if isinstance(v, (list, tuple)) or hasattr(v, "tolist") and getattr(v, "ndim", 0) == 1:
+        return [*v]
+    if isinstance(v, str) and v.strip().startswith("[") and v.strip().endswith("]") and len(v) <= LONGEST:
+        for read in (json.loads, ast.literal_eval):
+            try:
+                return read(v.strip())
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                pass
+    return None
+
+def guess_labels(
+    name:str, column:str, # of the file and its label column
+    values:list, rows:list, # without missing ones, and their row numbers
+) -> str|None: # list, or None for one label a text
+    "Are the labels lists? ValueError for a column in which some are"
+    lists = [as_list(v) is not None for v in values]
+    real = any(not isinstance(v, str) and is_list for v, is_list in zip(values, lists))
+    if all(lists) or not any(lists) or not real and 2*sum(lists) < len(lists): # a few texts with brackets
+        return "list" if lists and all(lists) else None
+    i = lists.index(sum(lists)*2 < len(lists)) # the first one of those that are fewer
+    what = "a list" if lists[i] else "a single label"
+    raise ValueError(f"{name}: row {rows[i]} has {str(values[i])[:40]!r} in column {column!r}, {what}, and "
+                     f"most other rows have {'single labels' if lists[i] else 'lists'}; write all of them as "
+                     "lists, an empty one for a text without a label, or one label in every row")
+
+def split_labels(
+    name:str, column:str, values:list, # of the file and its label column; all rows
+    separator:str, # as in the name of a task: list, or what is between two labels
+    missing:str|None, # the option
+    check:bool=True, # must a text have two? A second file may be too small for that
+) -> list: # of lists; None for a missing value
+    "The labels of every text; ValueError for what is no list, and for a separator that no row has"
+    if separator == "list":
+        found = [None if is_missing(v, missing != "keep") else as_list(v) for v in values]
+        for i, (v, labels) in enumerate(zip(values, found), 1):
+            if labels is None and not is_missing(v, missing != "keep"):
+                raise ValueError(f"{name}: row {i} has {str(v)[:40]!r} in column {column!r}, where lists of "
+                                 "labels "
+                                 'are expected; write ["a"] for one label, or name what is between several '
+                                 'with '
+                                 "labels=, as in labels=pipe")
+            for label in labels or ():
+                if is_missing(label, missing != "keep"):
+                    raise ValueError(f"{name}: row {i} has {str(v)[:40]!r} in column {column!r}, a list with "
+                                     "an empty label; take it out of the list")
+        return found
+    character, found = SEPARATORS.get(separator, separator), []
+    for i, v in enumerate(values, 1):
+        if as_list(v) is not None:
+            raise ValueError(f"{name}: row {i} has the list {str(v)[:40]!r} in column {column!r}, and labels="
+                             f"{separator} reads labels with {character!r} between them; use labels=list")
+        if isinstance(v, str) and v.strip() in ("", character) and missing not in ("drop", "transfer"):
+            found.append([])
+        else:
+            parts = None if is_missing(v, missing != "keep") else str(v).split(character)
+            found.append(parts and [part.strip() for part in parts if part.strip()])
+    if check and not any(len(labels or ()) > 1 for labels in found):
+        raise ValueError(f"{name}: no row has {character!r} between two labels in column {column!r}, for "
+                         f"example {str(values[0])[:40]!r} in row 1; labels= names the character, or leave "
+                         "it out if a text has one label")
+    if empty := sum(labels == [] for labels in found):
+        warnings.warn(f"{name}: {empty} row(s) have nothing in column {column!r} and are texts with none of "
+                      "the labels; missing=drop leaves them out")
+    return found
 
 # %% ../../nbs/data/03_text_files.ipynb #61e1869d
 NEARLY = r"\W*\d[\d.,\s]*(e[+-]?\d+)?\W*(/\s*\d+)?" # a number with signs around it: $3, 4/5
@@ -597,7 +671,8 @@ def balanced_texts(
 # %% ../../nbs/data/03_text_files.ipynb #1addf87c
 def read_labelled(
     file:Path, options:dict, # of the task, with the label column and the text columns
-) -> tuple: # (texts, a list for each text column; labels; row numbers; class names or None)
+    first:bool=True, # is it the file of the task, and not the one to evaluate on?
+) -> tuple: # (a list for each text column; labels, or lists of them; row numbers; class names or None)
     "The texts and labels of one file; ValueError with row and column for what is wrong in them"
     columns, known = read_columns(file, options.get("sep"), options.get("quote"))
     label, regression = options["label"], options.get("kind") == "regression"
@@ -605,49 +680,102 @@ def read_labelled(
     for c in used:
         if c not in columns:
             bad_value(file.name, "column", c, columns)
+    separator = options.get("labels")
+    if separator:
+        lists = split_labels(file.name, label, columns[label], separator, options.get("missing"), first)
+        columns = columns | {label: lists}
     columns, rows = complete_rows(file.name, columns, used, options.get("missing"))
     if not rows:
         raise ValueError(f"{file.name}: no row has both a text and a label")
     check_texts(file.name, columns, options["text"], rows)
     if regression:
         labels = read_numbers(file.name, label, columns[label], rows)
+    elif separator:
+        flat, places = [v for labels in columns[label] for v in labels], [*map(len, columns[label])]
+        each = iter(read_classes(file.name, label, flat, np.repeat(rows, places).tolist(), known.get(label)))
+        labels = [[next(each) for _ in range(n)] for n in places]
     else:
         labels = read_classes(file.name, label, columns[label], rows, known.get(label))
     return [columns[c] for c in options["text"]], labels, rows, known.get(label)
 
 # %% ../../nbs/data/03_text_files.ipynb #7461230d
+def words_of(
+    values:list, # labels, or lists of labels
+    training:list, # labels of the training set, without lists
+    several:bool, known:tuple|None, # lists? class names, as from `read_labelled`
+) -> list: # of strings, or of lists of strings without doubles
+    "Labels as `label_words` writes them"
+    if not several:
+        return values if known else label_words(values, training)
+    flat = [v for labels in values for v in labels]
+    each = iter(flat if known else label_words(flat, training))
+    return [[*dict.fromkeys(next(each) for _ in labels)] for labels in values]
+
+def check_alone(
+    name:str, words:list, # of the file, and its labels
+): # nothing
+    "Warn of classes with one row"
+    alone = [w for w, times in Counter(words).items() if times == 1]
+    if alone:
+        warnings.warn(f"{name}: {len(alone)} class(es) have one row, such as {alone[0][:40]!r}; a "
+                      "class of one row is hardly learnt, and no part of a validation set that is held back")
+
+def part_of(texts:list, labels:list, mask) -> tuple: # (texts, labels)
+    "The rows of a data set under a mask"
+    select = lambda values: [v for v, m in zip(values, mask) if m]
+    return [select(t) for t in texts], select(labels)
+
+def keep_learnable(
+    texts:list, labels:list, held, # strings or tuples, lists of ids, and which rows are held back
+): # an array of bool
+    "The same, without texts that have a label which would be missing from the training set"
+    learnt = {i for ids, is_held in zip(labels, held) if not is_held for i in ids}
+    lost = {t for t, ids, is_held in zip(texts, labels, held) if is_held and not {*ids} <= learnt}
+    return np.array([h and t not in lost for t, h in zip(texts, held)], bool)
+
 @lru_cache(4)
 def read_splits(
     name:str, # full, as from `resolve`
     file:Path, validation:Path|None=None,
 ) -> tuple: # (split -> (texts, labels), class names or None)
     "The training and validation set of a task, as lists"
-    options, regression = parse_file_task(name)[1], "kind=regression" in name
+    options = parse_file_task(name)[1]
+    kind, column = kind_of(options), options["label"]
+    regression, several = kind == "regression", kind == "several"
     texts, values, rows, known = read_labelled(file, options)
-    labels = values if regression or known else label_words(values, values)
+    training = [v for labels in values for v in labels] if several else values
+    labels = values if regression else words_of(values, training, several, known)
+    flat = [w for words in labels for w in words] if several else labels
     if regression and len({*labels}) < 2:
         raise ValueError(f"{file.name}: all {len(labels)} rows have {labels[0]:g} in column "
-                         f"{options['label']!r}; there is nothing to predict. label= names another column")
-    names = None if regression else class_names(file.name, options["label"], labels, rows, known)
-    alone = [w for w, times in Counter(labels).items() if times == 1] if names else []
-    if alone:
-        warnings.warn(f"{file.name}: {len(alone)} class(es) have one row, such as {alone[0][:40]!r}; a "
-                      "class of one row is hardly learnt, and no part of a validation set that is held back")
+                         f"{column!r}; there is nothing to predict. label= names another column")
+    if several and len({*flat}) < 2:
+        raise ValueError(f"{file.name}: column {column!r} has {len({*flat})} different label(s), and several "
+                         "labels need two or more; for one alone write yes and no, a label a text")
+    of_flat = [row for row, words in zip(rows, labels) for _ in words] if several else rows
+    names = None if regression else class_names(file.name, column, flat, of_flat, known)
+    if names:
+        check_alone(file.name, flat)
     ids = lambda words: words if names is None else [names.index(w) for w in words]
+    if several:
+        ids = lambda lists: [sorted(map(names.index, words)) for words in lists]
     if validation is None:
+        numbers, keys = ids(labels), [*zip(*texts)]
         try:
-            held = held_back([*zip(*texts)], ids(labels), regression)
+            held = held_back(keys, rarest_label(numbers) if several else numbers, regression)
         except ValueError as e:
             raise ValueError(f"{file.name}: {e}") from None
-        select = lambda values, mask: [v for v, m in zip(values, mask) if m]
-        part = lambda mask: ([select(t, mask) for t in texts], select(ids(labels), mask))
-        return dict(train=part(~held), validation=part(held)), names
-    held, held_values, rows, held_known = read_labelled(validation, options)
-    held_labels = held_values if regression or held_known else label_words(held_values, values)
-    new = [i for i, w in enumerate(held_labels) if w not in {*labels}] if names else []
+        if several:
+            held = keep_learnable(keys, numbers, held)
+        return dict(train=part_of(texts, numbers, ~held), validation=part_of(texts, numbers, held)), names
+    held, held_values, rows, held_known = read_labelled(validation, options, False)
+    held_labels = held_values if regression else words_of(held_values, training, several, held_known)
+    unseen = lambda words: {*(words if several else [words])} - {*flat}
+    new = [i for i, w in enumerate(held_labels) if unseen(w)] if names else []
     if new:
-        raise ValueError(f"{validation.name}: row {rows[new[0]]} has {held_labels[new[0]][:40]!r} in column "
-                         f"{options['label']!r}, which {file.name} never has; no model can learn it")
+        word = str(min(unseen(held_labels[new[0]])))[:40]
+        raise ValueError(f"{validation.name}: row {rows[new[0]]} has {word!r} in column "
+                         f"{column!r}, which {file.name} never has; no model can learn it")
     return dict(train=(texts, ids(labels)), validation=(held, ids(held_labels))), names
 
 # %% ../../nbs/data/03_text_files.ipynb #1abe4b7e
@@ -753,15 +881,29 @@ def resolve_version(
                          "first line hold the names?)")
     rows = [i for i, v in enumerate(columns[label], 1) if not is_missing(v, options.get("missing") != "keep")]
     labels = [columns[label][i - 1] for i in rows]
-    if label not in known and "kind" not in options:
+    separator = options.get("labels")
+    if "kind" not in options and not separator:
+        separator = guess_labels(name, label, labels, rows)
+    if separator and options.get("kind") == "regression":
+        raise ValueError(f"{name}: kind=regression predicts one number, and labels={separator} reads several "
+                         "labels a text; leave one of them out")
+    if label not in known and "kind" not in options and not separator:
         check_numeric(name, label, labels, rows)
-    kind = options.get("kind") or ("classification" if label in known else guess_kind(labels))
+    kind = options.get("kind") or ("classification" if separator or label in known else guess_kind(labels))
+    options |= dict(labels=separator, kind=kind)
+    metric, allowed = options.get("metric"), METRICS[kind_of(options)]
+    if metric and metric not in allowed:
+        bad_value("file task", "metric", metric, allowed)
     strings = [v for v in columns[texts[0]] if isinstance(v, str)]
     language = options.get("language") or ("english" if is_english(strings) else "other")
     options |= dict(text=[*texts], label=label, kind=kind if kind == "regression" else None,
-                    language=language if language == "other" else None)
+                    language=language if language == "other" else None,
+                    metric=metric if metric != allowed[0] else None)
     full = file_task(path, options, files_digest(files))
-    read_splits(full, *files[:2]) # raises for what is wrong in a row
+    _, names = read_splits(full, *files[:2]) # raises for what is wrong in a row
+    if metric == "f1" and len(names) != 2:
+        raise ValueError(f"{name}: metric=f1 is for two classes, and there are {len(names)}; use "
+                         "metric=macro_f1")
     read_transfer(full, *files)
     return full
 
@@ -787,6 +929,8 @@ def file_dataset(
     import datasets
     columns = ["text"] if len(splits["train"][0]) == 1 else ["text1", "text2"]
     label = datasets.ClassLabel(names=[*names]) if names else datasets.Value("float32")
+    if any(isinstance(v, list) for v in splits["train"][1][:1]):
+        label = datasets.List(label)
     texts = {c: datasets.Value("string") for c in columns}
     features = datasets.Features({**texts, "label": label, "idx": datasets.Value("int32")})
     made = datasets.DatasetDict()
@@ -859,10 +1003,13 @@ def own_task(
     try:
         _, labels = read_splits(name, *current_files(name)[:2])
     except FileNotFoundError:
-        labels = getattr(own_data(name, cache)["train"].features["label"], "names", None)
+        labels = feature_names(own_data(name, cache)["train"].features["label"])
     texts = ("text",) if len(options["text"]) == 1 else ("text1", "text2")
-    return Task(name, texts, tuple(labels) if labels else None, headline="accuracy" if labels else "pearson",
-                also=("matthews",) if labels else ("spearman",),
+    kind = kind_of(options)
+    headline = options.get("metric") or METRICS[kind][0]
+    also = METRICS[kind] if kind != "classification" else ("accuracy", "matthews")
+    return Task(name, texts, tuple(labels) if labels else None, headline=headline,
+                also=tuple(m for m in also if m != headline), multi=kind == "several",
                 augment=None if "language" in options else (),
                 data="combcomp.data.text_files:file_data", transfer="combcomp.data.text_files:file_transfer",
                 counts="combcomp.data.text_files:file_counts")
@@ -929,7 +1076,7 @@ def own(
     label:str|None=None, # column; None guesses
     name:str="data", # of the file that is written, for data in memory
     outputs=None, # folder; None is the project's
-    **options, # validation, unlabelled (or a table), kind, language, missing: as in the name of a task
+    **options, # validation, unlabelled (or a table), kind, labels, metric, ...: as in a task's name
 ) -> str: # the full name of the task, for `Run`
     "Your own data as a task; TypeError for data without columns, ValueError for what is wrong in them"
     for k in options:

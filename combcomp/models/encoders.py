@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..basics import bad_value, check_number, device_name, hub
+from ..data.probabilities import MULTI
 from .adapters import adapter_for, adapter_of
 from .e5 import e5_folder
 from .sizes import BERT, kept_layers
@@ -92,11 +93,12 @@ def load_model(
     family:str, size:str, # as in `Run`
     labels:tuple|None, # label names in order of their ids; None for regression
     seed:int=0, # of the new classification head
+    multi:bool=False, # may a text have several of the labels?
 ): # a sequence classifier of transformers in fp32, in eval mode
     "A pretrained encoder with a head for `labels`; ImportError or OSError if its weights are missing"
     from transformers import AutoModelForSequenceClassification, set_seed
     names = labels or ("score",)
-    head = dict(num_labels=len(names), problem_type=None if labels else "regression",
+    head = dict(num_labels=len(names), problem_type=(MULTI if multi else None) if labels else "regression",
                 id2label=dict(enumerate(names)), label2id={n: i for i, n in enumerate(names)})
     encoder_config(family, size)
     set_seed(seed)

@@ -6,16 +6,19 @@
 from __future__ import annotations
 from pathlib import Path
 
+import numpy as np
+
 from ..basics import bad_value, expanded, rel_path
-from ..data.probabilities import Calibration, calibration
+from ..data.probabilities import (
+    Calibration, calibration, check_thresholds, choose_thresholds, move_thresholds)
 from ..ship.packed_file import change_info
 from ..ship.runtimes import ABOUT, UNCHECKED, file_hashes, load_about, load_exported, write_about
 from ..ship.folder import write_readme
-from .model_card import UNCALIBRATED, describe_temperature
+from .model_card import describe_temperature
 from .hub import MODEL, load
 
 # %% auto #0
-__all__ = ['label_ids', 'set_temperature', 'calibrate']
+__all__ = ['label_ids', 'label_rows', 'set_temperature', 'check_choice', 'set_thresholds', 'calibrate']
 
 # %% ../../nbs/share/03_calibration.ipynb #k0000006
 def label_ids(
@@ -23,18 +26,37 @@ def label_ids(
     names, # of the model's labels
 ) -> list: # of ids
     "Names of labels as ids; ValueError for one that the model does not have"
+    if any(isinstance(label, (list, tuple)) for label in labels):
+        raise ValueError("calibrate: there are lists of labels, and a text has one of the labels of this "
+                         "model; give one label a text")
     place = {name: i for i, name in enumerate(names)}
     for label in labels:
         if label not in place:
             bad_value("calibrate", "label", label, names)
     return [place[label] for label in labels]
 
+def label_rows(
+    labels, # lists of names, one for each text
+    names, # of the model's labels
+) -> np.ndarray: # (texts, labels) of 0 and 1
+    "Lists of names as rows of 0 and 1; ValueError for what is no list, or an unknown name"
+    if (single := [label for label in labels if isinstance(label, str)]):
+        raise ValueError(f"calibrate: {single[0][:40]!r} is one label, and a text may have several of the "
+                         "labels of this model; give a list for each text")
+    rows = np.zeros((len(labels), len(names)), int)
+    for row, text in zip(rows, labels):
+        row[label_ids(text, names)] = 1
+    return rows
+
 def set_temperature(
     place:Path, # a packed file, or a folder of export or save_pretrained
     found:Calibration,
+    thresholds:dict|None=None, # of each label at this temperature; None leaves them
 ):
     "Write a temperature into a model's file, and into the text of its folder"
     values = dict(temperature=found.temperature, calibration=found._asdict())
+    if thresholds:
+        values["thresholds"] = thresholds
     if (place/ABOUT).is_file():
         about = load_about(place) | values
         write_about(about, place)
@@ -43,20 +65,60 @@ def set_temperature(
         return
     change_info(place/MODEL if place.is_dir() else place, **values)
     if (card := place/"README.md").is_file():
-        text = card.read_text(encoding="utf-8").replace(UNCALIBRATED, describe_temperature(found.temperature))
+        text = card.read_text(encoding="utf-8")
+        for several in (False, True):
+            said = describe_temperature(1.0, several)
+            text = text.replace(said, describe_temperature(found.temperature, several))
         card.write_text(text, encoding="utf-8")
+
+def check_choice(
+    place, # of a model
+    thresholds:str, several, # as for `calibrate`, and may its texts have several labels?
+): # nothing
+    "ValueError for a choice of thresholds that there is not, or not for this model"
+    if thresholds not in (allowed := ("", "one", "label")):
+        bad_value("calibrate", "thresholds", thresholds, allowed)
+    if thresholds and not several:
+        raise ValueError(f"calibrate: thresholds={thresholds!r} is for models with several labels a text, "
+                         f"and {rel_path(place)} gives one")
+
+def set_thresholds(
+    place, # a folder that `export` wrote, or a packed file
+    thresholds:dict, # of each label, by its name
+):
+    "Write thresholds of your own into a model; ValueError for those of other labels, or a model without"
+    place = expanded(place)
+    if not (place/ABOUT).is_file():
+        return change_info(place/MODEL if place.is_dir() else place, thresholds=thresholds)
+    about = load_about(place)
+    if not about.get("multi_label"):
+        raise ValueError(f"set_thresholds: a text has one of the labels of {rel_path(place)}")
+    check_thresholds(thresholds, about["labels"], "set_thresholds")
+    write_about(about | dict(thresholds=thresholds), place)
+    if (place/"README.md").is_file():
+        write_readme(about | dict(thresholds=thresholds), place, place.resolve().name)
 
 def calibrate(
     place, # a folder that `export` or `save_pretrained` wrote, or a packed file
-    texts, labels, # new to the model: texts or pairs, and the names of their labels
+    texts, labels, # new to the model: texts or pairs, and the names of their labels, or lists of names
     classifier=None, # that was loaded from there; None loads it
+    thresholds:str="", # of several labels a text: one, or label for one each, chosen anew; "" keeps them
 ) -> Calibration: # temperature, and the calibration error before and after
     "Fit the temperature of a model's probabilities and store it with the model; its labels do not change"
     place = expanded(place)
     classifier = classifier or (load_exported(place) if (place/ABOUT).is_file() else load(place))
     if classifier.about["labels"] is None:
         raise ValueError(f"calibrate: {rel_path(place)} answers with a number, which has no probability")
-    ids = label_ids(labels, classifier.about["labels"])
-    found = calibration(classifier.logits(texts), ids)
-    set_temperature(place, found)
+    about, names = classifier.about, classifier.about["labels"]
+    several = about.get("multi_label")
+    ids = (label_rows if several else label_ids)(labels, names)
+    check_choice(place, thresholds, several)
+    logits, of_labels = classifier.logits(texts), None
+    found = calibration(logits, ids)
+    if thresholds:
+        of_labels = dict(zip(names, choose_thresholds(logits/found.temperature, ids, thresholds)))
+    elif several and about.get("thresholds"):
+        moved = move_thresholds(classifier.thresholds, about.get("temperature", 1.0), found.temperature)
+        of_labels = dict(zip(names, moved))
+    set_temperature(place, found, of_labels)
     return found

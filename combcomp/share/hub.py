@@ -12,6 +12,7 @@ import numpy as np
 
 from ..basics import bad_value, check_size, expanded, hub, online, outputs_dir, read_json, rel_path
 from ..spec import FAMILIES, portable, Run
+from ..data.probabilities import is_multi
 from ..models.adapters import adapter_of
 from ..models.encoders import from_hub, load_tokenizer, predict
 from ..models.tokenizers import check_case
@@ -222,6 +223,11 @@ class Loaded:
                           temperature=getattr(model, "temperature", 1.0),
                           **{k: origin.get(k) for k in ("methods", "task", "run")})
 
+        if is_multi(model.config):
+            thresholds = getattr(model, "thresholds", None)
+            of_labels = thresholds and dict(zip(self.about["labels"], thresholds))
+            self.about |= dict(multi_label=True, thresholds=of_labels)
+
     def logits(self, texts, batch_size=32):
         given, batch_size = check_texts(texts, self.about["pairs"]), check_batch_size(batch_size)
         out = np.empty((len(given), len(self.about["labels"] or (0,))), np.float32)
@@ -234,7 +240,7 @@ class Loaded:
                                     self.about["max_length"])
         return out
 
-    probabilities, predict = Exported.probabilities, Exported.predict
+    probabilities, predict, thresholds = Exported.probabilities, Exported.predict, Exported.thresholds
     __call__ = predict
 
     def __repr__(self):

@@ -81,7 +81,7 @@ def uncompressed(row, table): # a row, or None
 
 # %% ../../nbs/share/01_model_card.ipynb #355f7285
 REGRESSION = ("pearson", "spearman")
-METRICS = ("accuracy", "matthews", "f1", *REGRESSION)
+METRICS = ("accuracy", "matthews", "f1", "macro_f1", "micro_f1", "exact_match", *REGRESSION)
 
 def draw_scores(rows, outputs): # an array, or None without predictions
     "Bootstrap draws of the score of rows with one configuration"
@@ -224,7 +224,8 @@ def describe_answers(row, labels) -> str:
         answers = " Its answer is a number."
     else:
         more = f" and {len(labels) - 20:,} more"*(len(labels) > 20)
-        answers = f" Its answers: {', '.join(map(code_span, labels[:20]))}{more}."*bool(labels)
+        several = "any number of " if "labels=" in task.partition("?")[2] else ""
+        answers = f" Its answers: {several}{', '.join(map(code_span, labels[:20]))}{more}."*bool(labels)
     size = f" It takes {row['mb_file']:.2f} MB." if row.get("mb_file") else ""
     kind = "BERT" if row["family"] in FAMILIES else "text encoder"
     return f"A {kind} that answers {asked}{answers}{size}"
@@ -268,8 +269,16 @@ UNCALIBRATED = ("The `score` in its answers is a softmax, or the predicted numbe
 
 def describe_temperature(
     temperature:float, # 1 means that none was fitted
+    several:bool=False, # may a text have several labels?
 ) -> str:
     "Whether the probabilities of a model are calibrated"
+    if several:
+        fitted = (f" divided by {temperature:.3g}, a temperature that was fitted on examples that the model "
+                  "was "
+                  "not trained on.")
+        uncalibrated = "; they are not calibrated as probabilities."
+        return ("The `scores` in its answers are sigmoids of its logits"
+                + (uncalibrated if temperature == 1 else fitted))
     if temperature == 1:
         return UNCALIBRATED
     return (f"The `score` in its answers is a softmax of logits divided by {temperature:.3g}, a temperature "
@@ -351,7 +360,7 @@ def card(
         size_table=markdown(size_table(row, uncompressed(row, table))),
         latency="".join(f"{line} of {device}, batch of one, median."
                         for line in latency_lines("This model", row)),
-        calibrated=describe_temperature(temperature),
+        calibrated=describe_temperature(temperature, "labels=" in task.partition("?")[2]),
         training_set=describe_training_set(row), max_length=f"{row['max_length']:.0f}",
         language="It was trained on English only." if task in TASKS and TASKS[task].language == "en" else
                  "It knows only the language and the kind of text of its training file.",

@@ -13,9 +13,9 @@ from ..basics import read_json, rel_path
 from ..models.tokenizers import SPECIAL
 
 # %% auto #0
-__all__ = ['LINKED', 'REFERENCES', 'LETTERS', 'TEXTS', 'README', 'SESSIONS', 'CALLS', 'FIELDS', 'CLASSES', 'NUMBERS', 'OTHERS',
-           'tokenizer_files', 'write_config', 'link_model', 'pick_references', 'write_references', 'read_references',
-           'distances', 'write_readme']
+__all__ = ['LINKED', 'REFERENCES', 'LETTERS', 'TEXTS', 'README', 'SESSIONS', 'CALLS', 'FIELDS', 'CLASSES', 'NUMBERS', 'SEVERAL',
+           'OTHERS', 'tokenizer_files', 'write_config', 'link_model', 'pick_references', 'write_references',
+           'read_references', 'distances', 'write_readme']
 
 # %% ../../nbs/ship/00_folder.ipynb #f0000006
 def tokenizer_files(
@@ -187,6 +187,11 @@ for text, row in zip(texts, probabilities):
     print(text, labels[str(row.argmax())], round(float(row.max()), 3))"""
 NUMBERS = """for text, value in zip(texts, logits[:, 0]):
     print(text, round(float(value), 3))"""
+SEVERAL = """labels = json.load(open("config.json", encoding="utf-8"))["id2label"]
+probabilities = 1 / (1 + np.exp(-logits / {temperature})){why}
+thresholds = {thresholds}  # a text may have any number of the labels
+for text, row in zip(texts, probabilities):
+    print(text, [(labels[str(i)], round(float(p), 3)) for i, p in enumerate(row) if p >= thresholds[i]])"""
 OTHERS = dict(
     onnx="""optimum (`pip install optimum-onnx`, needs PyTorch and transformers 4):
 
@@ -227,12 +232,20 @@ def write_readme(
         p = about["parity"]
         facts.append(f"On {p['examples']:,} validation examples it gives the label of the PyTorch model for "
                      f"{p['equal']:.1%}.")
+    if about.get("multi_label"):
+        facts.append("A text may have any number of the labels.")
     temperature = about.get("temperature", 1.0)
     why = "  # fitted, so that probabilities are calibrated" if temperature != 1 else ""
     settings = json.dumps(dict(INFERENCE_PRECISION_HINT=about["precision"],
                                DYNAMIC_QUANTIZATION_GROUP_SIZE="0"))
     example = [("a tall tree", "a kind of plant")] if about["pairs"] else ["a tall tree with edible nuts"]
     feed = ",\n        ".join(f'"{k}": np.array([e.{FIELDS[k]} for e in encoded], np.int64)' for k in inputs)
+    answers = CLASSES if labels else NUMBERS
+    if about.get("multi_label"):
+        answers = SEVERAL
+    of_labels = about.get("thresholds") or dict.fromkeys(labels or (), 0.5)
+    thresholds = [float(f"{of_labels[label]:.4g}") for label in labels or ()]
+    answers = answers.format(temperature=temperature, why=why, thresholds=thresholds) if labels else NUMBERS
     stored = (folder/REFERENCES).is_file()
     references = (f"`{REFERENCES}` holds inputs with their logits, and the difference that is allowed. "
                   "`pip install 'combcomp[runtime]'`, then `combcomp verify .` compares them with what this "
@@ -245,6 +258,6 @@ def write_readme(
         package=dict(onnx="onnxruntime", openvino="openvino")[runtime],
         pad_token=json.dumps(about["pad_token"]),
         session=SESSIONS[runtime].format(settings=settings), example=example, feed="{" + feed + "}",
-        call=CALLS[runtime], answers=CLASSES.format(temperature=temperature, why=why) if labels else NUMBERS,
+        call=CALLS[runtime], answers=answers,
         others=OTHERS[runtime].format(settings=settings, js=json.dumps(name)), references=references)
     (folder/"README.md").write_text(text, encoding="utf-8")

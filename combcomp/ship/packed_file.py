@@ -16,6 +16,7 @@ from safetensors.numpy import save
 from transformers import PreTrainedModel
 
 from ..basics import atomic_bytes, bad_value, check_number, expanded, rel_path
+from ..data.probabilities import check_thresholds, is_multi
 from ..models.adapters import ADAPTERS, adapter_for, adapter_of
 from ..models.tokenizers import dump_tokenizer, parse_tokenizer
 from ..compress.quantization import QLinear
@@ -25,8 +26,8 @@ from .codec import check_array, restore, smallest, streams
 __all__ = ['READS', 'FORMAT', 'VERSIONS', 'TOKENIZER', 'WIDEST', 'MAX_BYTES', 'WIDTHS', 'check_config', 'trained_on', 'skeleton',
            'Marks', 'marks_of', 'integers', 'checksum', 'tensor_record', 'check_plain', 'check_grid', 'canonical_json',
            'write_header', 'read_header', 'array_names', 'CorruptFile', 'TooLarge', 'Packed', 'open_packed', 'inspect',
-           'temperature_of', 'pack', 'change_info', 'plain_arrays', 'entropy_bytes', 'other_sizes', 'tokenizer_bytes',
-           'read_tensor', 'unpack', 'stored_tokenizer']
+           'temperature_of', 'thresholds_of', 'pack', 'change_info', 'plain_arrays', 'entropy_bytes', 'other_sizes',
+           'tokenizer_bytes', 'read_tensor', 'unpack', 'stored_tokenizer']
 
 # %% ../../nbs/ship/02_packed_file.ipynb #fb8452e5
 READS = ("max_length", "pairs", "cased")   # what a model was trained to read
@@ -293,11 +294,25 @@ def temperature_of(
     given = info.get("temperature", 1.0) if isinstance(info, dict) else 1.0
     return check_number("info", "temperature", given, float, 0.01, 100)
 
+def thresholds_of(
+    info:dict, # of a header
+    config, # of the model, or its fields
+) -> list|None: # one for each label; None where all are 0.5
+    "The thresholds of a model whose texts may have several labels; ValueError for those of other labels"
+    given = info.get("thresholds") if isinstance(info, dict) else None
+    if given is None:
+        return None
+    if not is_multi(config):
+        raise ValueError("info: there are thresholds, and a text has one of the labels of this model; leave "
+                         "them out")
+    names = {int(i): v for i, v in (config if isinstance(config, dict) else vars(config))["id2label"].items()}
+    return check_thresholds(given, [names[i] for i in range(len(names))], "info")
+
 def pack(
     model:PreTrainedModel, # converted: plain modules in float32
     path, # where to write; an existing file is replaced
     tokenizer="", # hub name of the tokenizer, kept as it is; or a tokenizer, which is put into the file
-    info:dict|None=None, # anything JSON can hold, kept as it is; `temperature` is that of the probabilities
+    info:dict|None=None, # anything JSON can hold, as it is; with `temperature` and `thresholds`
 ) -> dict: # as from `inspect`
     "Write a model to one file, each tensor in its smallest form; ValueError for a model that is not plain"
     path = expanded(path)
@@ -312,7 +327,11 @@ def pack(
     named = isinstance(tokenizer, str)
     if (temperature := getattr(model, "temperature", 1.0)) != 1: # of an unpacked model
         info = dict(temperature=temperature) | (info or {})
+    if thresholds := getattr(model, "thresholds", None):
+        names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+        info = dict(thresholds=dict(zip(names, thresholds))) | (info or {})
     temperature_of(info or {})
+    thresholds_of(info or {}, config)
     header = dict(format=FORMAT, version=1 if named else 2, config=config, info=info or {}, inputs=inputs,
                   tokenizer=tokenizer if named else "", tensors=records)
     if not named:
@@ -331,6 +350,7 @@ def change_info(
         arrays = {name: packed.file.get_tensor(name) for name in packed.file.keys()}
         header = dict(packed.header, info=(packed.header["info"] or {}) | info)
         temperature_of(header["info"])
+        thresholds_of(header["info"], header["config"])
     atomic_bytes(expanded(path), save(arrays, write_header(header)))
 
 # %% ../../nbs/ship/02_packed_file.ipynb #8deecaea
@@ -420,6 +440,8 @@ def unpack(
             QLinear.wrap(linear, **grid)
         if (temperature := temperature_of(packed.header["info"])) != 1:
             model.temperature = temperature
+        if thresholds := thresholds_of(packed.header["info"], packed.header["config"]):
+            model.thresholds = thresholds
         return model.eval()
 
 # %% ../../nbs/ship/02_packed_file.ipynb #fbc3e4dc

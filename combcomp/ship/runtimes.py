@@ -16,9 +16,9 @@ from ..basics import (
 from ..spec import portable
 from ..models.adapters import ADAPTERS, Adapter, adapter_of
 from ..models.encoders import by_length
-from ..data.tasks import majority, metrics, score, task_of
+from ..data.tasks import decide, majority, metrics, score, task_of
 from ..data.loading import load_task
-from ..data.probabilities import probabilities
+from ..data.probabilities import check_thresholds, is_multi, move_thresholds, probabilities
 from .folder import (
     LINKED, distances, link_model, pick_references, read_references, tokenizer_files, write_config,
     write_readme, write_references)
@@ -32,7 +32,7 @@ __all__ = ['ONNX_RUNTIME', 'INPUTS', 'FAST', 'FILES', 'PRECISIONS', 'WANTED', 'A
            'check_texts', 'check_batch_size', 'pad_batch', 'Exported', 'write_about', 'model_name', 'check_files',
            'load_tokenizer_file', 'check_outputs', 'load_about', 'made_with', 'differences', 'Compared',
            'compare_references', 'load_exported', 'ParityError', 'parity', 'allowed_difference', 'replace_folder',
-           'write_export', 'store_references', 'find_validation', 'find_tokenizer', 'export']
+           'write_export', 'store_references', 'find_validation', 'raw_thresholds', 'find_tokenizer', 'export']
 
 # %% ../../nbs/ship/04_runtimes.ipynb #d9d238e0
 def require(
@@ -347,9 +347,20 @@ class Exported:
     def probabilities(self, texts, batch_size=32):
         if self.about["labels"] is None:
             raise ValueError("probabilities: this model answers with a number, which has no probability")
-        return probabilities(self.logits(texts, batch_size), self.about.get("temperature", 1.0))
+        multi = bool(self.about.get("multi_label"))
+        return probabilities(self.logits(texts, batch_size), self.about.get("temperature", 1.0), multi)
+
+    @property
+    def thresholds(self): # of each label, where a text may have several
+        given = self.about.get("thresholds")
+        return [given[label] if given else 0.5 for label in self.about["labels"]]
 
     def predict(self, texts, batch_size=32):
+        if self.about.get("multi_label"):
+            names, rows = self.about["labels"], self.probabilities(texts, batch_size)
+            found = [np.flatnonzero(row >= self.thresholds) for row in rows]
+            return [dict(labels=[names[i] for i in ids], scores=row[ids].tolist())
+                    for ids, row in zip(found, rows)]
         out, labels = self.logits(texts, batch_size).astype(float), self.about["labels"]
         if labels is None:
             return [dict(label=None, score=float(v)) for v in out[:, 0]]
@@ -465,6 +476,13 @@ def load_about(
     if not isinstance(inputs, list) or inputs not in ([*INPUTS], [*INPUTS[:2]]):
         bad_value(ABOUT, "inputs", inputs, f"the first two or all of {', '.join(INPUTS)}")
     temperature = check_number(ABOUT, "temperature", about.get("temperature", 1.0), float, 0.01, 100)
+    multi, thresholds = about.get("multi_label", False), about.get("thresholds")
+    if not isinstance(multi, bool) or multi and not labels:
+        bad_value(ABOUT, "multi_label", multi, "true for a model with labels, or false")
+    if thresholds is not None and not multi:
+        bad_value(ABOUT, "thresholds", thresholds, "null, as a text has one of the labels of this model")
+    if thresholds is not None:
+        check_thresholds(thresholds, labels, ABOUT)
     bounds = dict(max_length=3, pad=0, vocab_size=1)
     checked = {k: check_number(ABOUT, k, about.get(k), int, low, 10**7) for k, low in bounds.items()}
     return about | checked | dict(inputs=inputs, temperature=temperature)
@@ -522,6 +540,9 @@ def compare_references(
     stored = references | {k: references[k][part] for k in ("logits", "exported")}
     away = distances(logits, stored)
     same = logits.argmax(1) == stored["exported"].argmax(1)
+    if exported.about.get("multi_label"):
+        raw = move_thresholds(exported.thresholds, exported.about.get("temperature", 1.0), 1)
+        same = (decide(logits, raw) == decide(stored["exported"], raw)).all(1)
     if logits.shape[1] == 1:
         same = away <= references["allowed"]
     return Compared(len(part), float(away.max()), references["allowed"], int(same.sum()))
@@ -568,21 +589,28 @@ def parity(
     task, # a Task or its name
     logits, exported, # of the PyTorch and of the exported model, on the same examples
     labels, # of these examples
+    thresholds=None, # of the logits' sigmoid, where a text may have several labels
 ) -> dict: # score, exported_score, equal (share of predictions), largest (logit difference), examples
     "How much the predictions of an exported model differ from those of its PyTorch model"
     if len(logits) != len(exported):
         raise ValueError(f"parity: logits of {len(logits)} and {len(exported)} examples")
     if not len(logits):
         raise ValueError("parity: there are no examples to compare")
-    difference = abs(logits - exported)
-    if logits.shape[1] > 1:
+    difference, task = abs(logits - exported), task_of(task)
+    if task.multi: # the label on which they agree least
+        by_label = (decide(logits, thresholds) == decide(exported, thresholds)).mean(0)
+        same = by_label.min()
+    elif logits.shape[1] > 1:
         same = logits.argmax(1) == exported.argmax(1)
     else:
         spread = max(np.ptp(labels), np.ptp(logits)) if np.ptp(labels) else abs(logits).max()
         same = difference[:, 0] <= spread/100
-    before, after = (score(task, metrics(task, l, labels)) for l in (logits, exported))
-    return dict(score=before, exported_score=after, equal=float(same.mean()), largest=float(difference.max()),
-                examples=len(logits))
+    before, after = (score(task, metrics(task, l, labels, thresholds)) for l in (logits, exported))
+    found = dict(score=before, exported_score=after, equal=float(same.mean()),
+                 largest=float(difference.max()), examples=len(logits))
+    if task.multi:
+        found["equal_by_label"] = dict(zip(task.labels, by_label.tolist()))
+    return found
 
 def allowed_difference(
     task, # a Task
@@ -622,7 +650,11 @@ def write_export(
         link_model(folder)
     labels, made_by = model.config.id2label, getattr(model.config, "combcomp", {})
     int8 = [runs_in_int8(m) for m in linears(model).values()]
-    return dict(format=FORMAT, version=VERSION, runtime=runtime, precision=precision, max_length=max_length,
+    several = dict(multi_label=True, thresholds=None) if is_multi(model.config) else {}
+    if several and getattr(model, "thresholds", None):
+        several["thresholds"] = dict(zip((labels[i] for i in range(len(labels))), model.thresholds))
+    return several | dict(format=FORMAT, version=VERSION, runtime=runtime, precision=precision,
+                max_length=max_length,
                 labels=[labels[i] for i in range(len(labels))] if len(labels) > 1 else None,
                 pairs=reads["pairs"], cased=reads["cased"], inputs=[*inputs], made_with=made_with(runtime),
                 pad=tokenizer.pad_token_id, pad_token=tokenizer.pad_token, vocab_size=model.config.vocab_size,
@@ -656,6 +688,10 @@ def find_validation(model, task, data) -> tuple: # (Task, its validation set)
     if (n := len(task.labels or (0,))) != model.config.num_labels:
         raise ValueError(f"export: {task.name} has {n} outputs, and the model has {model.config.num_labels}; "
                          "give the task that it was trained for")
+    if task.labels and task.multi != is_multi(model.config):
+        kinds = ("one label a text", "several labels a text")
+        raise ValueError(f"export: {task.title} has {kinds[task.multi]}, and the model was trained for "
+                         f"{kinds[not task.multi]}; give the task that it was trained for")
     pairs = trained_on(model)["pairs"]
     if pairs is not None and pairs != (len(task.texts) == 2):
         kinds = ("single texts", "pairs of texts")
@@ -670,6 +706,11 @@ def find_validation(model, task, data) -> tuple: # (Task, its validation set)
         raise ValueError("export: the data for the comparison have no rows; give some, or data=False to skip "
                          "the comparison")
     return task, data
+
+def raw_thresholds(model) -> list|None: # None is 0.5
+    "The thresholds of a model for the sigmoid of its logits, without the temperature"
+    given = getattr(model, "thresholds", None)
+    return given and move_thresholds(given, getattr(model, "temperature", 1.0), 1)
 
 def find_tokenizer(model, given):
     "The tokenizer of a model, as given or named by the model; ValueError if it is unknown or too large"
@@ -736,14 +777,19 @@ def export(
     try:
         for precision in PRECISIONS if both else [precision or "f32"]:
             about = write_export(made, model, tokenizer, runtime, max_length, precision, reads)
-            write_about(about := about | dict(temperature=temperature), made)
+            about |= dict(temperature=temperature)
+            if about.get("thresholds"): # at another temperature they are others
+                moved = move_thresholds(raw_thresholds(model), 1, temperature)
+                about["thresholds"] = dict(zip(about["labels"], moved))
+            write_about(about, made)
             if not task:
                 break
             columns = [list(data[t]) for t in task.texts]
             texts = columns[0] if len(columns) == 1 else list(zip(*columns))
             check_texts(texts, reads["pairs"])
             logits = predict(model, tokenizer, data, task.texts, max_length=trained)
-            p = parity(task, logits, load_exported(made).logits(texts), data["label"])
+            exported = load_exported(made).logits(texts)
+            p = parity(task, logits, exported, data["label"], raw_thresholds(model))
             allowed = allowed_difference(task, data["label"], within)
             write_about(about := about | dict(task=portable(task.name), parity=p), made)
             if abs(p["score"] - p["exported_score"]) <= allowed + 1e-9 and p["equal"] >= equal:
@@ -753,7 +799,8 @@ def export(
             raise ParityError(
                 f"export: on {task.title} the exported model scores {p['exported_score']:.2f} and the "
                 f"PyTorch model {p['score']:.2f} (at most {allowed:.3g} apart is allowed), with "
-                f"{p['equal']:.2%} of {p['examples']} predictions equal (at least {equal:.0%} is required). "
+                f"{p['equal']:.2%} of {p['examples']} predictions{' of a label'*task.multi} equal (at least "
+                f"{equal:.0%} is required). "
                 "Try the other runtime, or more validation data to see whether it is chance"
                 + cut*(max_length != trained))
         if references:

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['BASE_FACTS', 'MEASURES', 'Context', 'model_file', 'unfinished', 'has_model', 'label', 'Teacher', 'find_teacher',
            'load_teacher', 'named_teacher', 'Prepared', 'training_set', 'known_texts', 'check_positions',
-           'check_vocabulary', 'check_encoder', 'prepare', 'own_tokenizer', 'prepare_ptq', 'Trained',
-           'tensorboard_folder', 'train', 'Scores', 'evaluate', 'Superseded', 'Claim', 'held_out_temperature', 'store',
-           'claimed', 'make', 'make_prerequisites', 'hush', 'hushed', 'check_measures', 'measure_speed', 'measured',
-           'run_in', 'run']
+           'check_vocabulary', 'check_recipe', 'check_encoder', 'prepare', 'own_tokenizer', 'prepare_ptq', 'Trained',
+           'tensorboard_folder', 'train', 'Scores', 'find_thresholds', 'evaluate', 'Superseded', 'Claim',
+           'held_out_temperature', 'describe_thresholds', 'store', 'claimed', 'make', 'make_prerequisites', 'hush',
+           'hushed', 'check_measures', 'measure_speed', 'measured', 'run_in', 'run']
 
 # %% ../../nbs/study/03_runner.ipynb #967eb09f
 import hashlib, os, shutil, tempfile, time
@@ -28,16 +28,18 @@ from combcomp.spec import (
     KD, MP, Run, learning_rate, portable, recipe_epochs, recipe_of, resolve_task, task_title,
     teacher_run,
 )
-from ..data.tasks import Task, majority, metrics, score, task_of
-from ..data.loading import load_task, transfer_set
-from ..data.probabilities import FEWEST, calibration
+from ..data.tasks import Task, decide, label_vector, majority, metrics, score, task_of
+from ..data.loading import hold_out_thresholds, load_task, transfer_set
+from ..data.probabilities import FEWEST, calibration, choose_thresholds, move_thresholds
 from ..models.adapters import adapter_of
 from combcomp.models.encoders import (
     encoder_config, from_hub, kept_by, load_model, load_tokenizer, predict, source,
 )
 from ..models.tokenizers import is_cased
 from ..compress.methods import convert
-from ..compress.distillation import check_labels, check_order, check_teacher, distillation_set
+from combcomp.compress.distillation import (
+    check_labels, check_order, check_teacher, distillation_set, with_label_vectors,
+)
 from ..compress.training import after_training, compress, encode, tracking
 from ..compress.vocabulary import tokenizer_methods
 from ..ship.packed_file import other_sizes, pack, stored_tokenizer, unpack
@@ -79,9 +81,12 @@ class Context:
         return self.recall("tokenizer", key, lambda: load_tokenizer(*key), keep=4)
 
     def data(self, run:Run):
-        "The splits of a run's task"
-        key = run.task, run.limit, run.split
-        return self.recall("data", key, lambda: load_task(run.task, run.limit, self.cache, run.split))
+        "The splits of a run's task, with `thresholds` where the recipe chooses some"
+        thresholds = bool(recipe_of(run.recipe).thresholds)
+        def make():
+            data = load_task(run.task, run.limit, self.cache, run.split)
+            return hold_out_thresholds(task_of(run.task, self.cache), data) if thresholds else data
+        return self.recall("data", (run.task, run.limit, run.split, thresholds), make)
 
     def encoded(self, train, run:Run, tokenizer):
         "A training set in token ids; a tokenizer that methods have changed differs in its length"
@@ -179,14 +184,16 @@ def training_set(
     ctx:Context,
 ): # (a Dataset, the teacher's score or None)
     "What a run trains on"
-    kd = run.combination.options(KD)
+    kd, task = run.combination.options(KD), task_of(run.task, ctx.cache)
+    labelled = with_label_vectors(data["train"], task)
     if kd is None:
-        return data["train"], None
-    task, teacher = task_of(run.task, ctx.cache), find_teacher(run, data, ctx)
+        return labelled, None
+    teacher = find_teacher(run, data, ctx)
     if kd.augment and not task.augment:
         ctx.log("  no augmented copies: synonyms are English, and these texts are not", flush=True)
-    train = distillation_set(data["train"], task, kd, teacher.load, teacher.id, run.limit, run.seed,
-                             run.max_length, run.split, ctx.cache, ctx.log)
+    train = distillation_set(labelled, task, kd, teacher.load, teacher.id, run.limit, run.seed,
+                             run.max_length, run.split, ctx.cache, ctx.log,
+                             "without thresholds" if "thresholds" in data else "")
     return train, teacher.score
 
 def known_texts(
@@ -217,6 +224,18 @@ def check_vocabulary(
                          f"embeddings for {config.vocab_size:,}; give a model and the tokenizer that it was "
                          "trained with")
 
+def check_recipe(
+    run:Run, task:Task,
+): # nothing
+    "ValueError for knobs of the recipe that the labels of a task do not allow"
+    recipe = recipe_of(run.recipe)
+    if recipe.thresholds and not task.multi:
+        raise ValueError(f"{label(run)}: thresholds={recipe.thresholds!r} is for texts with several labels, "
+                         f"and a text of {task.title} has one; leave it out of the recipe")
+    if recipe.balanced and not task.labels:
+        raise ValueError(f"{label(run)}: balanced=True weighs classes, and {task.title} has numbers; leave "
+                         "it out of the recipe")
+
 def check_encoder(run:Run, ctx:Context):
     "Check the encoders of a run and of those it needs, from their configurations and tokenizers alone"
     for needed in prerequisites(run):
@@ -236,7 +255,7 @@ def prepare(run:Run, ctx:Context) -> Prepared:
         return prepare_ptq(run, base, ctx)
     ctx.log(label(run) + (f": {run.task}" if run.task.startswith("file:") else ""), flush=True)
     task, tokenizer = task_of(run.task, ctx.cache), ctx.tokenizer(run)
-    model = load_model(run.family, run.size, task.labels, run.seed)
+    model = load_model(run.family, run.size, task.labels, run.seed, task.multi)
     data = ctx.data(run)
     train, teacher_score = training_set(run, data, ctx)
     for method in tokenizer_methods(run.combination.stages):
@@ -316,8 +335,22 @@ class Scores:
     "What a model scores on the validation sets of a task"
     values: dict # score (x 100), metric, and every metric of every set
     logits: Any # of the first set, (examples, outputs)
-    labels: list # of the first set
-    majority: float # the score of always answering the commonest class
+    labels: Any # of the first set; (examples, outputs) of 0 and 1 where a text may have several
+    majority: float # the score of the best answer that is always the same
+    thresholds: Any = None # of several labels, chosen on data that were held out for it; None is 0.5
+    decided: Any = None # (examples, outputs) of bool, the predicted ones of several labels
+
+def find_thresholds(
+    model, tokenizer, data, # as for `evaluate`
+    run:Run, task:Task,
+) -> list|None: # None is 0.5 for every label
+    "The thresholds of several labels, from the part that is held out for them, else the model's own"
+    how, given = recipe_of(run.recipe).thresholds, getattr(model, "thresholds", None)
+    if not task.multi or not how or "thresholds" not in data:
+        return given and move_thresholds(given, getattr(model, "temperature", 1.0), 1)
+    held = data["thresholds"]
+    logits = predict(model, tokenizer, held, task.texts, max_length=run.max_length)
+    return choose_thresholds(logits, label_vector(task, held["label"][:]), how)
 
 def evaluate(
     model, tokenizer, data, # data: the task's splits
@@ -326,16 +359,20 @@ def evaluate(
 ) -> Scores:
     "Every metric of a run's task on its validation sets"
     task, values, first = task_of(run.task, cache), {}, None
+    thresholds = find_thresholds(model, tokenizer, data, run, task)
     for split in [s for s in task.evals if s in data]:
         logits = predict(model, tokenizer, data[split], task.texts, max_length=run.max_length)
-        found = metrics(task, logits, data[split]["label"][:])
+        found = metrics(task, logits, data[split]["label"][:], thresholds)
         if first is None:
             first = logits
             values = dict(score=score(task, found), metric=task.headline, **found)
         else:
             values |= {f"{k}_{split.removeprefix('validation_')}": v for k, v in found.items()}
     labels = data[task.evals[0]]["label"][:]
-    return Scores(values, first, labels, majority(task, labels))
+    guess = majority(task, labels)
+    if task.multi:
+        return Scores(values, first, label_vector(task, labels), guess, thresholds, decide(first, thresholds))
+    return Scores(values, first, labels, guess)
 
 # %% ../../nbs/study/03_runner.ipynb #a737be7f
 class Superseded(RuntimeError):
@@ -379,6 +416,19 @@ def held_out_temperature(
     log(f"  {found}", flush=True)
     return dict(temperature=found.temperature, calibration=found._asdict())
 
+def describe_thresholds(
+    run:Run, task:Task, thresholds, # as from `find_thresholds`
+) -> str: # "" for a text with one label
+    "Which thresholds the labels have, and why"
+    if not task.multi:
+        return ""
+    if thresholds is None:
+        return ("thresholds: 0.5 for every label, as no part of the training set was held out to choose "
+                "them; recipe=\"v2(thresholds='label')\" does")
+    of_labels = [f"{name} {t:.3g}" for name, t in zip(task.labels, thresholds)]
+    some = ", ".join([*of_labels[:10], *["..."]*(len(of_labels) > 10)])
+    return f"thresholds, from a held-out part of the training set: {some}"
+
 def store(
     trained:Trained, scores:Scores, ctx:Context,
     seconds:float, # of the whole run
@@ -396,6 +446,12 @@ def store(
     changed = tokenizer_methods(run.combination.stages)
     tokenizer = trained.tokenizer if changed else "" if Path(place).is_dir() else place
     info = held_out_temperature(run, trained.task, scores, ctx.log)
+    if said := describe_thresholds(run, trained.task, scores.thresholds):
+        ctx.log(f"  {said}", flush=True)
+    if scores.thresholds:
+        temperature = info.get("temperature", getattr(model, "temperature", 1.0))
+        moved = move_thresholds(scores.thresholds, 1, temperature)
+        info = info | dict(thresholds=dict(zip(trained.task.labels, moved)))
     def write(path):
         pack(model, path, tokenizer, info)
         sizes.update(sizes_of(model, path))
@@ -404,7 +460,7 @@ def store(
         row = dict(asdict(run), id=run.id, **scores.values, majority=scores.majority,
                    eval_examples=len(scores.labels), **sizes, **trained.facts, started=started,
                    seconds=seconds, **(environment(ctx.log) if facts is None else facts))
-        save_predictions(run.id, scores.logits, scores.labels, out, files.add)
+        save_predictions(run.id, scores.logits, scores.labels, out, files.add, scores.decided)
         save_row(row, out, files.add)
         with publishing(out):
             if claim:
@@ -544,6 +600,7 @@ def run_in(
     "`run` in a given context, so that consecutive runs share what is in memory"
     run = resolve_task(run)
     if force or intact_row(run.id, ctx.outputs, ctx.log) is None:
+        check_recipe(run, task_of(run.task, ctx.cache))
         check_encoder(run, ctx)
         for method in tokenizer_methods(run.combination.stages):
             method.check(ctx.tokenizer(run))

@@ -161,14 +161,17 @@ def write_arrays(
 def save_predictions(
     id:str,
     logits, # (examples, outputs)
-    labels, # (examples,)
+    labels, # (examples,); (examples, outputs) of 0 and 1 where a text may have several labels
     outputs=None, # folder
     add=atomic_write, # or `StagedFiles.add`
+    decided=None, # (examples, outputs) of bool: the predicted ones of several labels
 ):
     "Save the predicted class, or value, of every validation example"
     import numpy as np
     classes = logits.shape[-1] > 1
     predicted = logits.argmax(-1).astype(np.uint8) if classes else logits[:, 0].astype(np.float32)
+    if decided is not None:
+        predicted = np.asarray(decided, np.uint8)
     write_arrays(outputs_dir(outputs)/"predictions"/f"{id}.npz", add, predicted=predicted,
                  labels=np.asarray(labels, predicted.dtype))
 
