@@ -356,7 +356,7 @@ def test_folders_that_are_no_classifier(tmp_path):
     ):
         assert why in refused(f"pack {tmp_path/name} -o", tmp_path / "x")
     code, _, err = do(f"pack {tmp_path/'pickled'} -o", tmp_path / "x")
-    assert code == 1 and "safetensors" in err and not (tmp_path / "x").exists()
+    assert code == 2 and "safetensors" in err and not (tmp_path / "x").exists()
 
 
 def test_grid(made, tmp_path):
@@ -396,7 +396,7 @@ def test_failed_runs_end_in_one(tmp_path):
         )
     )
     code, text, err = do(f"run none --family {tmp_path/'empty'} --size full --outputs", tmp_path / "out")
-    assert code == 1 and re.match(r"combcomp: \w+Error: ", err.splitlines()[-1]) and "Traceback" not in err
+    assert code == 2 and re.match(r"combcomp: \w+Error: ", err.splitlines()[-1]) and "Traceback" not in err
     code, text, err = do(
         f"run none --family {tmp_path/'empty'} --size full --debug --outputs", tmp_path / "out"
     )

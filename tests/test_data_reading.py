@@ -454,12 +454,12 @@ def test_labels_of_other_types(here):
 
 
 NO_LABEL = {
-    "lists": (lambda i, l: [l, "long"] if i % 3 else [l], "row 1 .*a list"),
     "objects": (lambda i, l: dict(name=l), "row 1 .*a dict"),
-    "multi-hot": (lambda i, l: [1, 0] if l == "pos" else [0, 1], "row 1 .*a list"),
+    "multi-hot": (lambda i, l: [1, 0] if l == "pos" else [0, 1], "row 1 .*a yes or no for each label"),
+    "lists of lists": (lambda i, l: [[l, "long"]] if i % 3 else [l], "row 2 .*"),
     "one list": (lambda i, l: [l] if i == 8 else l, "row 9 .*a list"),
     "one object among numbers": (lambda i, l: {} if i == 8 else i / 7, "row 9 "),
-    "empty lists": (lambda i, l: [], "row 1 .*a list"),
+    "empty lists": (lambda i, l: [], "several labels need two or more"),
 }
 
 

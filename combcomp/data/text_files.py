@@ -26,10 +26,10 @@ __all__ = ['ENDINGS', 'FORMS', 'DOUBLE', 'STYLES', 'LABELS', 'PAIRS', 'TEXTS', '
            'split_line', 'split_rows', 'glued_rows', 'BadRow', 'csv_table', 'csv_ways', 'read_csv', 'pandas_rows',
            'read_json', 'read_parquet', 'read_columns', 'guess_texts', 'guess_label', 'check_header', 'guess_columns',
            'guess_kind', 'is_english', 'is_missing', 'complete_rows', 'check_texts', 'class_names', 'read_classes',
-           'number_word', 'label_words', 'as_list', 'guess_labels', 'split_labels', 'check_numeric', 'read_numbers',
-           'held_back', 'balanced_texts', 'read_labelled', 'words_of', 'check_alone', 'part_of', 'keep_learnable',
-           'read_splits', 'read_unlabelled', 'read_rows_without_label', 'read_transfer', 'find_files', 'files_digest',
-           'resolve', 'resolve_version', 'current_files', 'file_dataset', 'load_file_task', 'own_data',
+           'number_word', 'label_words', 'as_list', 'guess_labels', 'is_multi_hot', 'split_labels', 'check_numeric',
+           'read_numbers', 'held_back', 'balanced_texts', 'read_labelled', 'words_of', 'check_alone', 'part_of',
+           'keep_learnable', 'read_splits', 'read_unlabelled', 'read_rows_without_label', 'read_transfer', 'find_files',
+           'files_digest', 'resolve', 'resolve_version', 'current_files', 'file_dataset', 'load_file_task', 'own_data',
            'own_unlabelled', 'file_data', 'file_transfer', 'file_counts', 'own_task', 'uniform_columns', 'save_parquet',
            'own']
 
@@ -548,6 +548,11 @@ def guess_labels(
                      f"most other rows have {'single labels' if lists[i] else 'lists'}; write all of them as "
                      "lists, an empty one for a text without a label, or one label in every row")
 
+def is_multi_hot(lists:list) -> bool:
+    "Do lists hold a 0 or 1 for each label, and not the labels of a text?"
+    lengths = {len(labels) for labels in lists}
+    return len(lengths) == 1 and min(lengths) > 1 and all({*map(str, v)} <= {"0", "1"} for v in lists)
+
 def split_labels(
     name:str, column:str, values:list, # of the file and its label column; all rows
     separator:str, # as in the name of a task: list, or what is between two labels
@@ -568,6 +573,11 @@ def split_labels(
                 if is_missing(label, missing != "keep"):
                     raise ValueError(f"{name}: row {i} has {str(v)[:40]!r} in column {column!r}, a list with "
                                      "an empty label; take it out of the list")
+        lists = [labels for labels in found if labels is not None]
+        if is_multi_hot(lists):
+            raise ValueError(f"{name}: row {found.index(lists[0]) + 1} has {str(lists[0])[:40]!r} in column "
+                             f"{column!r}, and every row has a list of {len(lists[0])} numbers 0 and 1, a yes "
+                             "or no for each label; write the labels that a text has by name, in a list")
         return found
     character, found = SEPARATORS.get(separator, separator), []
     for i, v in enumerate(values, 1):

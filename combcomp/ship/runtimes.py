@@ -26,13 +26,14 @@ from .folder import (
 # %% auto #0
 __all__ = ['ONNX_RUNTIME', 'INPUTS', 'FAST', 'FILES', 'PRECISIONS', 'WANTED', 'ABOUT', 'FORMAT', 'VERSION', 'VERSIONS',
            'UNCHECKED', 'TOKENIZER_MB', 'ANOTHER', 'VNNI', 'require', 'Graph', 'runs_in_int8', 'as_array',
-           'stored_weight', 'linear', 'lookup', 'layer_norm', 'embeddings', 'attention', 'activation',
-           'transformer_layer', 'has_own_graph', 'graph_inputs', 'onnx_model', 'proto_sizes', 'onnx_sizes',
-           'instructions', 'onnx_session', 'openvino_has_bf16', 'openvino_session', 'write_model', 'check_encoding',
-           'check_texts', 'check_batch_size', 'pad_batch', 'Exported', 'write_about', 'model_name', 'check_files',
-           'load_tokenizer_file', 'check_outputs', 'load_about', 'made_with', 'differences', 'Compared',
-           'compare_references', 'load_exported', 'ParityError', 'parity', 'allowed_difference', 'replace_folder',
-           'write_export', 'store_references', 'find_validation', 'raw_thresholds', 'find_tokenizer', 'export']
+           'stored_weight', 'quantized_input', 'integer_product', 'linear', 'lookup', 'layer_norm', 'embeddings',
+           'plain_attention', 'shares_grid', 'fused_attention', 'attention', 'activation', 'transformer_layer',
+           'has_own_graph', 'graph_inputs', 'onnx_model', 'proto_sizes', 'onnx_sizes', 'instructions', 'onnx_session',
+           'openvino_has_bf16', 'openvino_session', 'write_model', 'check_encoding', 'check_texts', 'check_batch_size',
+           'pad_batch', 'Exported', 'write_about', 'model_name', 'check_files', 'load_tokenizer_file', 'check_outputs',
+           'load_about', 'made_with', 'differences', 'Compared', 'compare_references', 'load_exported', 'ParityError',
+           'parity', 'allowed_difference', 'replace_folder', 'write_export', 'store_references', 'find_validation',
+           'raw_thresholds', 'find_tokenizer', 'export']
 
 # %% ../../nbs/ship/04_runtimes.ipynb #d9d238e0
 def require(
@@ -49,10 +50,11 @@ class Graph:
     def __init__(self, fused=False): # with operators of ONNX Runtime, which no other runtime has
         self.nodes, self.arrays, self.helper, self.fused = [], {}, require("onnx").helper, fused
 
-    def __call__(self, op, *inputs, **attributes):
+    def __call__(self, op, *inputs, outputs=1, **attributes): # a name, or a list of them
         name = f"{op}_{len(self.nodes)}"
-        self.nodes.append(self.helper.make_node(op, inputs, [name], name=name, **attributes))
-        return name
+        names = [name] + [f"{name}_{i}" for i in range(1, outputs)]
+        self.nodes.append(self.helper.make_node(op, inputs, names, name=name, **attributes))
+        return name if outputs == 1 else names
 
     def constant(self, value, dtype=None, name=None):
         name = name or f"constant_{len(self.arrays)}"
@@ -81,26 +83,38 @@ def stored_weight(g, module, name, transposed=False): # names of weight and scal
     scale = as_array(module.weight_scale)
     return weight, g.constant(scale if transposed else scale[:, None], name=f"{name}.weight_scale")
 
+def quantized_input(g, x, module): # names of the integers, of their scale and of their zero point
+    "An input on the grid that a layer was trained for"
+    bits, scale, zero = module.input_bits, float(module.input_scale), int(module.input_zero)
+    grid = g.constant(scale, np.float32), g.constant(zero, np.uint8)
+    top = g.constant((2**bits - 1 - zero)*scale, np.float32)
+    return g("QuantizeLinear", x if bits == 8 else g("Min", x, top), *grid), *grid
+
+def integer_product(g, x, modules:dict, name): # modules: by their names, with the same input
+    "x W' + b of int8 layers side by side, as one operator of ONNX Runtime"
+    from combcomp.ship.packed_file import integers
+    integer, scale, zero = quantized_input(g, x, next(iter(modules.values())))
+    w = np.concatenate([integers(m, n).T for n, m in modules.items()], 1)
+    scales, bias = (np.concatenate([as_array(getattr(m, k)) for m in modules.values()])
+                    for k in ("weight_scale", "bias"))
+    zeros = g.constant(np.zeros(len(bias)), np.int8)
+    w, scales, bias = (g.constant(v, name=f"{name}.{k}")
+                       for k, v in dict(weight=w, weight_scale=scales, bias=bias).items())
+    return g("MatMulIntegerToFloat", integer, w, scale, scales, zero, zeros, bias, domain=ONNX_RUNTIME)
+
 def linear(g, x, module, name):
     "x W' + b, in integers if the layer was trained for that"
     int8 = runs_in_int8(module)
-    if (bits := getattr(module, "input_bits", 32)) <= 8:
-        scale, zero = float(module.input_scale), int(module.input_zero)
-        grid = g.constant(scale, np.float32), g.constant(zero, np.uint8)
-        top = g.constant((2**bits - 1 - zero)*scale, np.float32)
-        x = g("QuantizeLinear", x if bits == 8 else g("Min", x, top), *grid)
-        x = x if g.fused and int8 else g("DequantizeLinear", x, *grid)
-    w, scale = stored_weight(g, module, name, transposed=True)
-    zeros = g.constant(np.zeros(module.out_features), np.int8) if int8 else None
-    if int8 and not g.fused:
-        w = g("DequantizeLinear", w, scale, zeros, axis=1)
-    elif scale and not int8:
-        w = g("Mul", g("Cast", w, to=1), scale)   # 1 is float32
-    bias = as_array(module.bias)
     if g.fused and int8:
-        bias = g.constant(bias, name=f"{name}.bias")
-        return g("MatMulIntegerToFloat", x, w, grid[0], scale, grid[1], zeros, bias, domain=ONNX_RUNTIME)
-    return g("Add", g("MatMul", x, w), g.constant(bias, name=f"{name}.bias"))
+        return integer_product(g, x, {name: module}, name)
+    if getattr(module, "input_bits", 32) <= 8:
+        x = g("DequantizeLinear", *quantized_input(g, x, module))
+    w, scale = stored_weight(g, module, name, transposed=True)
+    if scale and int8:
+        w = g("DequantizeLinear", w, scale, g.constant(np.zeros(module.out_features), np.int8), axis=1)
+    elif scale:
+        w = g("Mul", g("Cast", w, to=1), scale)   # 1 is float32
+    return g("Add", g("MatMul", x, w), g.constant(as_array(module.bias), name=f"{name}.bias"))
 
 # %% ../../nbs/ship/04_runtimes.ipynb #631ea315
 def lookup(g, ids, module, name):
@@ -126,8 +140,8 @@ def embeddings(g, e):
     return layer_norm(g, g("Add", g("Add", word, segment), position), e.LayerNorm, name + "LayerNorm")
 
 # %% ../../nbs/ship/04_runtimes.ipynb #8671ee05
-def attention(g, x, queries, mask, a, name, heads):
-    "Self-attention of the positions in `queries` over those in `x`"
+def plain_attention(g, x, queries, mask, a, name, heads): # (batch, positions of `queries`, hidden)
+    "What attention mixes from the positions in `x`"
     hidden = a.self.query.out_features
     split, merge = g.constant([0, 0, heads, hidden//heads], np.int64), g.constant([0, 0, hidden], np.int64)
     def project(read, part, perm):
@@ -137,7 +151,34 @@ def attention(g, x, queries, mask, a, name, heads):
     v = project(x, "value", (0, 2, 1, 3))
     scores = g("Mul", g("MatMul", q, k), g.constant((hidden//heads)**-0.5, np.float32))
     mixed = g("MatMul", g("Softmax", g("Add", scores, mask), axis=-1), v)
-    mixed = g("Reshape", g("Transpose", mixed, perm=(0, 2, 1, 3)), merge)
+    return g("Reshape", g("Transpose", mixed, perm=(0, 2, 1, 3)), merge)
+
+def shares_grid(modules) -> bool:
+    "Are layers in int8, with one grid for their inputs?"
+    int8 = all(map(runs_in_int8, modules))
+    return int8 and len({(float(m.input_scale), int(m.input_zero), m.input_bits) for m in modules}) == 1
+
+def fused_attention(g, x, queries, a, name, heads):
+    "The same by one operator of ONNX Runtime, after one product for what has the same input"
+    parts = {f"{name}.self.{part}": getattr(a.self, part) for part in ("query", "key", "value")}
+    def products(read, names):
+        joint = integer_product(g, read, {n: parts[n] for n in names}, "+".join(names))
+        if len(names) == 1:
+            return [joint]
+        sizes = g.constant([parts[n].out_features for n in names], np.int64)
+        return g("Split", joint, sizes, axis=2, outputs=len(names))
+    every = [*parts]
+    projected = products(x, every) if queries == x else products(queries, every[:1]) + products(x, every[1:])
+    padding = g("Cast", "attention_mask", to=6)   # 6 is int32
+    return g("MultiHeadAttention", *projected, "", padding, num_heads=heads, mask_filter_value=-1e4,
+             domain=ONNX_RUNTIME)
+
+def attention(g, x, queries, mask, a, name, heads):
+    "Self-attention of the positions in `queries` over those in `x`"
+    if g.fused and shares_grid([a.self.query, a.self.key, a.self.value]):
+        mixed = fused_attention(g, x, queries, a, name, heads)
+    else:
+        mixed = plain_attention(g, x, queries, mask, a, name, heads)
     out = linear(g, mixed, a.output.dense, f"{name}.output.dense")
     return layer_norm(g, g("Add", out, queries), a.output.LayerNorm, f"{name}.output.LayerNorm")
 
