@@ -576,8 +576,8 @@ def split_labels(
         lists = [labels for labels in found if labels is not None]
         if is_multi_hot(lists):
             raise ValueError(f"{name}: row {found.index(lists[0]) + 1} has {str(lists[0])[:40]!r} in column "
-                             f"{column!r}, and every row has a list of {len(lists[0])} numbers 0 and 1, a yes "
-                             "or no for each label; write the labels that a text has by name, in a list")
+                             f"{column!r}, and every row has a list of {len(lists[0])} numbers 0 and 1, a "
+                             "yes or no for each label; write the labels that a text has by name, in a list")
         return found
     character, found = SEPARATORS.get(separator, separator), []
     for i, v in enumerate(values, 1):

@@ -68,7 +68,10 @@ def encoder_config(
     if given.get("auto_map"):
         raise ValueError(f"{where}: {field}={family!r} brings code of its own (auto_map in its config.json), "
                          "which is never run; give an encoder that transformers has a class for")
-    adapter_for(given.get("model_type"), where, field)
+    if "model_type" not in given:
+        raise ValueError(f"{where}: {field}={family!r} has no config.json that names a model_type; give a "
+                         "folder that transformers' save_pretrained wrote, or a hub name")
+    adapter_for(given["model_type"], where, field)
     try:
         return from_hub(AutoConfig, place, trust_remote_code=False)
     except (StrictDataclassError, ValueError, TypeError, KeyError) as e: # of transformers
