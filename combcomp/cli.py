@@ -132,7 +132,7 @@ def check_models(
         named["teacher"] = cfg.teacher, "full"
     for field, place in named.items():
         try:
-            encoder_config(*place, field)
+            encoder_config(*place, field=field)
         except OSError as e:
             raise ValueError(f"run: {e}") from e
 
