@@ -196,8 +196,8 @@ class CompressionTrainer(Trainer):
         "AdamW with the recipe's learning rates for the head and for each layer"
         optimizer_cls, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
         decayed, groups = {*self.get_decay_parameter_names(self.model)}, {}
+        layers, adapter = self.model.config.num_hidden_layers, adapter_of(self.model)
         for name, p in self.model.named_parameters():
-            layers, adapter = self.model.config.num_hidden_layers, adapter_of(self.model)
             share = rate_share(name, layers, self.recipe, adapter)
             groups.setdefault((share, name in decayed), []).append(p)
         rate, decay = self.args.learning_rate, {True: self.args.weight_decay, False: 0.0}

@@ -16,9 +16,9 @@ from combcomp.data.tasks import (
 )
 
 # %% auto #0
-__all__ = ['glue_data', 'check_splits', 'stratified_order', 'label_order', 'split_train', 'held_out_rows', 'hold_out_thresholds',
-           'hold_out', 'load_splits', 'load_task', 'find_transfer', 'transfer_set', 'describe_transfer',
-           'transfer_note', 'count_data']
+__all__ = ['glue_data', 'check_splits', 'stratified_order', 'label_order', 'split_train', 'held_out_rows', 'without_held_out',
+           'hold_out_thresholds', 'hold_out', 'load_splits', 'load_task', 'find_transfer', 'transfer_set',
+           'describe_transfer', 'transfer_note', 'count_data']
 
 # %% ../../nbs/data/04_loading.ipynb #847d600d
 def glue_data(
@@ -88,22 +88,26 @@ def held_out_rows(rows:int) -> int: # of a training set with that many rows
     "How many rows `hold_out` takes away: a fifth, at most 1,000"
     return min(1000, rows//5)
 
+def without_held_out(
+    task:Task, train, # the training set
+) -> tuple: # (the training set without its last `held_out_rows`, those rows)
+    "Divide a training set, class shares kept"
+    order = label_order(task, train["label"][:])
+    n = len(order) - held_out_rows(len(order))
+    return train.select(order[:n]), train.select(order[n:])
+
 def hold_out_thresholds(
     task:Task, data, # its splits
 ): # a DatasetDict with one split more, `thresholds`
     "Take the last `held_out_rows` out of the training set, for choosing the thresholds of several labels"
-    order = label_order(task, data["train"]["label"][:])
-    n = len(order) - held_out_rows(len(order))
-    train, held = (data["train"].select(part) for part in (order[:n], order[n:]))
+    train, held = without_held_out(task, data["train"])
     return type(data)({**data, "train": train, "thresholds": held})
 
 def hold_out(
     task:Task, data, # its splits
 ): # a DatasetDict of train and the task's first evaluation split, both from the training set
     "Use the last `held_out_rows` of the training set in place of the evaluation splits"
-    order = label_order(task, data["train"]["label"][:])
-    n = len(order) - held_out_rows(len(order))
-    train, held = (data["train"].select(part) for part in (order[:n], order[n:]))
+    train, held = without_held_out(task, data["train"])
     return type(data)({"train": train, task.evals[0]: held})
 
 def load_splits(

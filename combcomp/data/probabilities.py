@@ -93,10 +93,9 @@ def calibration(
     allowed = range(z.shape[1]) if y.ndim == 1 else (0, 1)
     if not np.isfinite(z).all() or not np.isin(y, allowed).all():
         raise ValueError(f"calibration: a logit is not finite, or a label is none of 0 to {z.shape[1] - 1}")
-    order, after = np.random.default_rng(seed).permutation(len(z)), 0.0
-    for fit, test in (np.array_split(order, 2), np.array_split(order, 2)[::-1]):
+    halves, after = np.array_split(np.random.default_rng(seed).permutation(len(z)), 2), 0.0
+    for fit, test in (halves, halves[::-1]):
         after += calibration_error(z[test], y[test], fit_temperature(z[fit], y[fit]))*len(test)/len(z)
-    halves = np.array_split(order, 2)
     before = sum(calibration_error(z[half], y[half])*len(half) for half in halves)/len(z)
     return Calibration(float(f"{fit_temperature(z, y):.4g}"), before, after, len(z))
 

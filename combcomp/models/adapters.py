@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'ACTIVATIONS', 'PROBLEMS', 'CHOICES', 'FLAGS', 'OPTIONAL', 'EXTRA', 'BERT_FIELDS', 'ADAPTERS', 'ROBERTA',
-           'LAYER_TYPES', 'check_field', 'matrix', 'Adapter', 'register_adapter', 'adapter_for', 'adapter_of', 'MPNet',
-           'ModernBert', 'Deberta']
+           'LAYER_TYPES', 'check_field', 'linear_parameters', 'layer_parameters', 'Adapter', 'register_adapter',
+           'adapter_for', 'adapter_of', 'MPNet', 'ModernBert', 'Deberta']
 
 # %% ../../nbs/models/00_adapters.ipynb #33278687
 import re
@@ -61,9 +61,17 @@ BERT_FIELDS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_
                "initializer_range", "chunk_size_feed_forward", "hidden_dropout_prob",
                "attention_probs_dropout_prob", "classifier_dropout", "hidden_act", "problem_type")
 
-def matrix(inputs:int, outputs:int, bias:bool=True) -> int:
+def linear_parameters(inputs:int, outputs:int, bias:bool=True) -> int:
     "Parameters of a linear layer"
     return inputs*outputs + outputs*bias
+
+def layer_parameters(
+    hidden:int, wide:int|None=None, # width, and that of the feed-forward; None is four times as much
+) -> int: # attention, feed-forward, two LayerNorms
+    "Parameters of one transformer layer"
+    wide = wide or 4*hidden
+    feed_forward = linear_parameters(hidden, wide) + linear_parameters(wide, hidden)
+    return 4*linear_parameters(hidden, hidden) + feed_forward + 2*(2*hidden)
 
 @dataclass(frozen=True)
 class Adapter:
@@ -189,8 +197,9 @@ class Adapter:
         hidden, layers, _, wide = (fields[name] for name in self.names)
         width = fields.get("embedding_size") or hidden
         rows = fields["vocab_size"] + fields["max_position_embeddings"] + fields.get("type_vocab_size", 0)
-        layer = 4*matrix(hidden, hidden) + matrix(hidden, wide) + matrix(wide, hidden) + 4*hidden
-        others = matrix(hidden, hidden)*self.pooler + matrix(width, hidden)*(width != hidden)
+        layer = layer_parameters(hidden, wide)
+        others = linear_parameters(hidden, hidden)*self.pooler
+        others += linear_parameters(width, hidden)*(width != hidden)
         return dict(embeddings=rows*width + 2*width, layer=layer, layers=layers*layer, others=others)
 
 # %% ../../nbs/models/00_adapters.ipynb #8e85abed
@@ -307,8 +316,8 @@ class ModernBert(Adapter):
         hidden, layers, _, wide = (fields[name] for name in self.names)
         has = lambda name: fields.get(name, False)
         norm, attention, mlp = hidden*(1 + has("norm_bias")), has("attention_bias"), has("mlp_bias")
-        layer = matrix(hidden, 3*hidden, attention) + matrix(hidden, hidden, attention) + 2*norm
-        layer += matrix(hidden, 2*wide, mlp) + matrix(wide, hidden, mlp)
+        layer = linear_parameters(hidden, 3*hidden, attention) + linear_parameters(hidden, hidden, attention)
+        layer += 2*norm + linear_parameters(hidden, 2*wide, mlp) + linear_parameters(wide, hidden, mlp)
         others = norm - norm*(layers > 0) # a last norm, and none before the first layer
         return dict(embeddings=fields["vocab_size"]*hidden + norm, layer=layer, layers=layers*layer,
                     others=others)
@@ -352,16 +361,16 @@ class Deberta(Adapter):
         width, has = fields.get("embedding_size") or hidden, lambda name: bool(fields.get(name))
         rows = fields["vocab_size"] + fields["type_vocab_size"]
         rows += fields["max_position_embeddings"]*fields["position_biased_input"]
-        layer = 4*matrix(hidden, hidden) + matrix(hidden, wide) + matrix(wide, hidden) + 4*hidden
+        layer = layer_parameters(hidden, wide)
         reach = fields.get("max_relative_positions", -1)
         reach = reach if reach > 0 else fields["max_position_embeddings"]
         reach = fields["position_buckets"] if fields.get("position_buckets", -1) > 0 else reach
         if fields["relative_attention"] and not has("share_att_key"):
-            layer += matrix(hidden, hidden)*len({*(fields.get("pos_att_type") or [])})
+            layer += linear_parameters(hidden, hidden)*len({*(fields.get("pos_att_type") or [])})
         others = 2*hidden*(fields.get("norm_rel_ebd") == "layer_norm")
         if size := fields.get("conv_kernel_size"):
             others += hidden*hidden*size//fields.get("conv_groups", 1) + 3*hidden
-        tables = rows*width + matrix(width, hidden, False)*(width != hidden) + 2*hidden
+        tables = rows*width + linear_parameters(width, hidden, False)*(width != hidden) + 2*hidden
         return dict(embeddings=tables + 2*reach*hidden*fields["relative_attention"], layer=layer,
                     layers=layers*layer, others=others)
 

@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['BERT', 'VOCAB', 'POSITIONS', 'TYPES', 'VOCABULARIES', 'ROBERTA', 'ELECTRA', 'DISTILBERT', 'DEBERTA', 'MODERN',
-           'ETTIN', 'ENCODERS', 'PAPER_SIZES', 'linear_parameters', 'embedding_parameters', 'layer_parameters',
-           'encoder_parameters', 'pretraining_parameters', 'shaped', 'short_name', 'encoder_size', 'sizes',
-           'kept_layers']
+           'ETTIN', 'ENCODERS', 'PAPER_SIZES', 'embedding_parameters', 'encoder_parameters', 'pretraining_parameters',
+           'shaped', 'short_name', 'encoder_size', 'sizes', 'kept_layers']
 
 # %% ../../nbs/models/01_sizes.ipynb #76a80684
 from ..basics import bad_value
-from .adapters import adapter_for
+from .adapters import adapter_for, layer_parameters, linear_parameters
 from ..spec import FAMILIES
 
 # %% ../../nbs/models/01_sizes.ipynb #0ab6e71a
@@ -19,21 +18,11 @@ BERT = dict(large=(24, 1024), base=(12, 768), medium=(8, 512),
 VOCAB, POSITIONS, TYPES = 30522, 512, 2 # rows of the three embedding tables
 VOCABULARIES = dict(e5=250037) # of families that have another one
 
-def linear_parameters(inputs:int, outputs:int) -> int: # weights and biases
-    "Parameters of a linear layer"
-    return inputs*outputs + outputs
-
 def embedding_parameters(hidden:int, rows:int=VOCAB) -> int: # the three tables and a LayerNorm
     "Parameters of BERT's embeddings, with so many word pieces"
     return (rows + POSITIONS + TYPES)*hidden + 2*hidden
 
 # %% ../../nbs/models/01_sizes.ipynb #4c58829b
-def layer_parameters(hidden:int) -> int: # attention, feed-forward, two LayerNorms
-    "Parameters of one transformer layer"
-    attention = 4*linear_parameters(hidden, hidden)
-    feed_forward = linear_parameters(hidden, 4*hidden) + linear_parameters(4*hidden, hidden)
-    return attention + feed_forward + 2*(2*hidden)
-
 def encoder_parameters(layers:int, hidden:int, rows:int=VOCAB) -> int: # as in `BertModel`
     "Parameters of embeddings, layers and pooler"
     pooler = linear_parameters(hidden, hidden)

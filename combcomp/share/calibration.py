@@ -18,7 +18,7 @@ from .model_card import describe_temperature
 from .hub import MODEL, load
 
 # %% auto #0
-__all__ = ['label_ids', 'label_rows', 'set_temperature', 'check_choice', 'set_thresholds', 'calibrate']
+__all__ = ['label_ids', 'label_rows', 'change_about', 'set_temperature', 'check_choice', 'set_thresholds', 'calibrate']
 
 # %% ../../nbs/share/03_calibration.ipynb #k0000006
 def label_ids(
@@ -48,6 +48,16 @@ def label_rows(
         row[label_ids(text, names)] = 1
     return rows
 
+def change_about(
+    place:Path, # a folder of export
+    values:dict, # to set in its description
+):
+    "Change the description of an export, and its README if it is there"
+    about = load_about(place) | values
+    write_about(about, place)
+    if (place/"README.md").is_file():
+        write_readme(about, place, place.resolve().name)
+
 def set_temperature(
     place:Path, # a packed file, or a folder of export or save_pretrained
     found:Calibration,
@@ -58,11 +68,7 @@ def set_temperature(
     if thresholds:
         values["thresholds"] = thresholds
     if (place/ABOUT).is_file():
-        about = load_about(place) | values
-        write_about(about, place)
-        if (place/"README.md").is_file():
-            write_readme(about, place, place.resolve().name)
-        return
+        return change_about(place, values)
     change_info(place/MODEL if place.is_dir() else place, **values)
     if (card := place/"README.md").is_file():
         text = card.read_text(encoding="utf-8")
@@ -94,9 +100,7 @@ def set_thresholds(
     if not about.get("multi_label"):
         raise ValueError(f"set_thresholds: a text has one of the labels of {rel_path(place)}")
     check_thresholds(thresholds, about["labels"], "set_thresholds")
-    write_about(about | dict(thresholds=thresholds), place)
-    if (place/"README.md").is_file():
-        write_readme(about | dict(thresholds=thresholds), place, place.resolve().name)
+    change_about(place, dict(thresholds=thresholds))
 
 def calibrate(
     place, # a folder that `export` or `save_pretrained` wrote, or a packed file
