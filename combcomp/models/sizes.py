@@ -10,6 +10,7 @@ __all__ = ['BERT', 'VOCAB', 'POSITIONS', 'TYPES', 'VOCABULARIES', 'ROBERTA', 'EL
 # %% ../../nbs/models/01_sizes.ipynb #76a80684
 from ..basics import bad_value
 from .adapters import adapter_for, layer_parameters, linear_parameters
+from .miniatures import miniature_shape
 from ..spec import FAMILIES
 
 # %% ../../nbs/models/01_sizes.ipynb #0ab6e71a
@@ -102,7 +103,7 @@ PAPER_SIZES = dict(large=(367, 1341), base=(134, 438), medium=(57, 166),
                    small=(45, 115), mini=(19, 45), tiny=(8, 18)) # millions of parameters, MB
 
 def sizes(
-    family:str|None=None, # `bert`, `minilm` or `e5`, all if None; or a name of `ENCODERS`, `hub` for all
+    family:str|None=None, # `bert`, `minilm`, `e5` or `miniature`, all if None; or a name of `ENCODERS`, `hub` for all
 ): # a DataFrame with a row per size
     "Parameters and fp32 megabytes of every named size, next to what Movva et al. (2022) report"
     import pandas as pd
@@ -113,6 +114,7 @@ def sizes(
         bad_value("sizes", "family", family, (*FAMILIES, "hub", *ENCODERS))
     shapes = {("bert", s): BERT[s] for s in FAMILIES["bert"]}
     shapes |= {(f, s): (int(s[1:]), 384) for f in ("minilm", "e5") for s in FAMILIES[f]}
+    shapes |= {("miniature", s): miniature_shape(s) for s in FAMILIES["miniature"]}
     rows = []
     for (name, size), (layers, hidden) in shapes.items():
         vocabulary = VOCABULARIES.get(name, VOCAB)

@@ -286,8 +286,8 @@ def describe_temperature(
 
 # %% ../../nbs/share/01_model_card.ipynb #94737456
 BASES = dict(minilm="sentence-transformers/all-MiniLM-L6-v2", # hub names of what comes as a package
-             e5="intfloat/multilingual-e5-small")
-LICENCES = dict(bert="apache-2.0", minilm="apache-2.0", e5="mit") # of the named families
+             e5="intfloat/multilingual-e5-small", miniature="sentence-transformers/all-MiniLM-L6-v2")
+LICENCES = dict(bert="apache-2.0", minilm="apache-2.0", miniature="apache-2.0", e5="mit") # of the named families
 
 def base_model(row): # a hub name, or None
     "The model that training started from"

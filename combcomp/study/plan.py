@@ -35,7 +35,8 @@ def configurations(
 # %% ../../nbs/study/00_plan.ipynb #734af103
 LEARNED = tuple(task for task in WORDNET if task != "wic") # no depth of MiniLM learns that one
 SUITES = dict(minilm=(("l6", "l4", "l2", "l1"), LEARNED), bert=(FAMILIES["bert"], GLUE),
-              e5=(FAMILIES["e5"], GLUE)) # sizes, tasks
+              e5=(FAMILIES["e5"], GLUE),
+              miniature=(("6x384", "6x160", "4x96", "3x64", "3x48", "2x32"), GLUE)) # sizes, tasks
 
 def numbers(
     name:str, text, # the parameter, and its value

@@ -16,6 +16,7 @@ from importlib.resources import files
 from combcomp.spec import (
     canonical, FAMILIES, info_of, KD, METHODS, parse, recipe_epochs, recipe_of, Run, teacher_run,
 )
+from ..models.miniatures import miniature_shape
 from ..models.sizes import BERT, encoder_parameters
 from ..data.tasks import task_of
 from ..data.loading import count_data, held_out_rows
@@ -81,6 +82,8 @@ def shape(cfg:Run) -> tuple|None: # (layers, hidden); None for another family
     "The depth and width of a model"
     if cfg.family == "bert":
         return BERT[cfg.size]
+    if cfg.family == "miniature":
+        return miniature_shape(cfg.size)
     return (int(cfg.size[1:]), 384) if cfg.family in ("minilm", "e5") else None
 
 def forward_flops(
