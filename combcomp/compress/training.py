@@ -78,8 +78,9 @@ class Batches(torch.utils.data.Dataset):
             at = at - (longest - lengths)
         inside = (at >= 0) & (at < lengths)
         at = torch.where(inside, self.starts[rows, None] + at, 0)
-        ids = {name: torch.where(inside, self.flat[name][at].long(), fill) for name, fill in self.fills.items()}
-        return ids | {name: column[rows] for name, column in self.columns.items()}
+        padded = {name: torch.where(inside, self.flat[name][at].long(), fill)
+                  for name, fill in self.fills.items()}
+        return padded | {name: column[rows] for name, column in self.columns.items()}
 
     def collate(self, batch): return batch # `__getitems__` has done it
 
