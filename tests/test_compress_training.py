@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np, pytest, torch, transformers
+from datasets import Dataset
+from safetensors.torch import load_file
 from torch.nn.utils import parametrize
 
 import combcomp.compress.quantization
@@ -18,7 +20,7 @@ from combcomp.compress.quantization import qmax
 from combcomp.study.store import read_row, writable
 from combcomp.data.tasks import TASKS
 from combcomp.data.loading import load_task
-from combcomp.compress.training import arguments, build, compress, encode, fit, newest_checkpoint
+from combcomp.compress.training import Batches, arguments, build, compress, encode, fit, newest_checkpoint
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -101,6 +103,47 @@ def test_subset(methods, accept, tmp_path):
         ), name
     pack(model, tmp_path / "m.safetensors")
     assert np.array_equal(live, predict(unpack(tmp_path / "m.safetensors"), tok, texts, task.texts))
+
+
+@pytest.mark.parametrize("side", ("right", "left"))
+@pytest.mark.parametrize(
+    "labels", ([2, 0, -100], [0.5, float("nan"), 3.0], [[1.0, 0.0], [float("nan")] * 2, [0.0, 1.0]])
+)
+def test_batches_are_those_of_the_collator(labels, side):
+    tok = load_tokenizer("minilm", "l1")
+    tok.padding_side = side
+    texts = dict(a=["one", "a longer text than the others", "two three"], b=["four five", "six", ""])
+    data = Dataset.from_dict(texts | dict(label=labels, teacher=[[0.1, 0.2], [1 / 3, -4.0], [5.0, 6.0]]))
+    data = encode(data, tok, ("a", "b")).select([2, 0, 1])  # in another order than they are stored in
+    collate = transformers.DataCollatorWithPadding(tok)
+    for rows in ([0], [1, 2, 0]):
+        batch, expected = Batches(data, tok).__getitems__(rows), collate([data[i] for i in rows])
+        assert {*batch} == {*expected} - {"length"} == {*tok.model_input_names, "labels", "teacher"}
+        for name, tensor in batch.items():
+            assert tensor.dtype == expected[name].dtype, name
+            assert torch.equal(tensor.nan_to_num(-7), expected[name].nan_to_num(-7)), name
+
+
+class NotFinite(Method):
+    "The loss of one step is not a number"
+
+    def __init__(self, step):
+        self.left = step
+
+    def loss(self, loss, out, batch):
+        self.left -= 1
+        return loss if self.left != -1 else loss * float("nan")
+
+
+@pytest.mark.parametrize("step", (0, 2, 5))
+def test_a_loss_that_is_not_a_number_is_named_by_its_step_and_is_in_no_checkpoint(step, accept, tmp_path):
+    "It is checked one step later; the last of the six steps has none after it"
+    with pytest.raises(FloatingPointError, match=f"the loss became nan at step {step};"):
+        methods = [NotFinite(step)]
+        fit(student(), accept[1], accept[2], methods, 0, 1, 16, folder=tmp_path, checkpoint=0.0, log=QUIET)
+    newest, _ = newest_checkpoint(tmp_path, QUIET)
+    assert (Path(newest).name if step else newest) == (f"checkpoint-{step}" if step else None)
+    assert not step or all(w.isfinite().all() for w in load_file(f"{newest}/model.safetensors").values())
 
 
 def test_query_key_and_value_share_one_observer():

@@ -85,6 +85,7 @@ class Prune(Method):
     def __init__(self, mp:MP):
         self.mp, self.masks = mp, {}
         self.blocks, self.biases = [], [] # with `neurons`: pairs of layers, and the masks of their neurons
+        self.targets = None # of the last step: sparsity and share of neurons
 
     def prepare(self, model):
         if self.mp.neurons:
@@ -115,7 +116,10 @@ class Prune(Method):
         share = pruned_share(progress, self.mp)
         targets = self.mp.sparsity*share, self.mp.neurons*share
         if share < 1:
-            targets = [int(target*50)/50 for target in targets]
+            targets = tuple(int(target*50)/50 for target in targets)
+        if targets == self.targets: # reading a level waits for a GPU
+            return
+        self.targets = targets
         masks = [next(iter(self.masks.values())), *self.biases[:1]]
         if any(target > mask.level for target, mask in zip(targets, masks)):
             self.prune_to(*targets)

@@ -8,6 +8,8 @@ __all__ = ['qmax', 'channel_scales', 'fake_quantize_per_channel', 'step_scales',
            'activation_sites', 'QLinear', 'fix_weight', 'Quantize', 'calibrate']
 
 # %% ../../nbs/compress/03_quantization.ipynb #11a17ad4
+from functools import reduce
+
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
@@ -112,12 +114,12 @@ class ActivationObserver(nn.Module):
         self.calls, self.seen = calls, []
 
     def observe(self, x):
-        self.seen.append(torch.stack(x.detach().float().aminmax()))
+        self.seen.append(x.detach().float().aminmax())
         if len(self.seen) < self.calls:
             return
-        low, high = torch.stack(self.seen).unbind(1)
-        low, high = low.amin().clamp_max(0), high.amax().clamp_min(0)
-        self.seen = []
+        lows, highs = zip(*self.seen)
+        self.seen.clear()
+        low, high = reduce(torch.minimum, lows).clamp_max(0), reduce(torch.maximum, highs).clamp_min(0)
         if self.low is None:
             self.low, self.high = low, high
         self.low = self.low.to(low.device).lerp(low, 0.05)
