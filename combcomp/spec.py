@@ -28,7 +28,7 @@ WORDNET = ("supersense", "accept", "wic", "hypernym", "glosssim") # built from W
 FAMILIES = dict(bert=("large", "base", "medium", "small", "mini", "tiny"), # largest, the teacher, first
                 minilm=("l6", "l4", "l3", "l2", "l1"),
                 e5=("l12", "l8", "l6", "l4", "l2", "l1"),
-                miniature=("6x384", "6x160", "4x128", "4x96", "3x64", "3x48", "2x32"))
+                miniature=("6x384", "4x160", "4x128", "4x96", "3x64", "3x48", "2x32"))
 NOT_CLEAN = dict.fromkeys(("minilm", "e5", "miniature"), # families,
                           ("mnli", "qqp", "qnli")) # and tasks that were in their pretraining
 
