@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['label_draws', 'mean_ranks', 'correlation_draws', 'resampled_scores', 'training_noise', 'seeded', 'draw_examples',
-           'draw_points', 'bootstrap_scores', 'paper_draws', 'averages', 'probability_of_improvement', 'score_effect']
+           'draw_points', 'bootstrap_scores', 'paper_draws', 'averages', 'probability_of_improvement', 'score_effect',
+           'above_guessing']
 
 # %% ../../nbs/study/07_bootstrap.ipynb #49546898
 import zlib
@@ -224,3 +225,29 @@ def score_effect(
     total = np.mean(sums, 0)
     lower, upper = interval(total[1:], level) if draws is not None else (np.nan, np.nan)
     return dict(effect=float(total[0]), lower=float(lower), upper=float(upper), cells=len(sums))
+
+# %% ../../nbs/study/07_bootstrap.ipynb #9c71be02
+def above_guessing(
+    results, # a table of rows
+    draws, # `bootstrap_scores(results)`
+    outputs=None, predictions=None, seed:int=0, # as they were for the draws
+    level:float=0.95,
+): # a DataFrame: family, task, size, score, guessing, above, lower, upper, learned; large architectures first
+    "By how much uncompressed models are above the most frequent answer: have they learned their task?"
+    read = predictions or (lambda id: load_predictions(id, outputs))
+
+    def guess(id):
+        labels = read(id)[1]
+        answers, times = np.unique(labels, axis=0, return_counts=True)
+        return np.broadcast_to(answers[times.argmax()], labels.shape), labels
+
+    plain = points(results).query("methods == ''")
+    of_task = results[results["methods"] == ""].groupby("task", as_index=False).first()
+    of_task = of_task.assign(family="guessing") # a family of its own has no noise of training
+    guesses = bootstrap_scores(of_task, None, draws.shape[1], seed, guess)
+    guesses = guesses.droplevel(["family", "size", "methods"]).loc[plain["task"]]
+    above = draws.loc[pd.MultiIndex.from_frame(plain[KEYS])].to_numpy() - guesses.to_numpy()
+    lower, upper = interval(above.T, level)
+    guessing = plain["task"].map(of_task.set_index("task")["majority"])
+    table = plain[["family", "task", "size", "score"]].assign(guessing=guessing, lower=lower, upper=upper)
+    return table.assign(above=table["score"] - guessing, learned=lower > 0).reset_index(drop=True)
