@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..spec import canonical
 from ..data.tasks import headline_of, label_metric
-from .store import load_predictions
+from .store import load_many_predictions, load_predictions
 from combcomp.study.reductions import (
     interval, KEYS, mean_curve, paper_figure1, points, READING, usable_rows, with_draws,
 )
@@ -143,7 +143,7 @@ def bootstrap_scores(
         raise ValueError(f"n={n} is not allowed; an interval needs 2 draws or more")
     table = usable_rows(results.assign(_mb=1.0), "_mb")
     table = table.sort_values([*KEYS, "seed"], ignore_index=True) # draws do not depend on the order of rows
-    read = predictions or (lambda id: load_predictions(id, outputs))
+    read = predictions or load_many_predictions(table["id"], outputs).get
     drawn, noise = {}, {}
     for key, rows in table.groupby(["family", "task"]):
         drawn[key] = draw_examples(rows, read, n, seeded(seed, "examples", key[1]))
