@@ -48,9 +48,9 @@ class Evidence(NamedTuple):
     tolerance: float = 0.5 # points
     size_col: str = "mb_paper" # the column of megabytes
 
-    def effects(self, weights:dict): # of `interactions`
-        "A product of powers of reductions on the mean curve, at each architecture and over all"
-        how = dict(aggregate="curve", kind={"it": weights}, draws=self.draws)
+    def effects(self, kind:dict): # as in `contrasts`
+        "Products of powers of reductions on the mean curve, at each architecture and over all"
+        how = dict(aggregate="curve", kind=kind, draws=self.draws)
         return interactions(self.rows, self.tolerance, self.size_col, **how)
 
 def on_effect(
@@ -107,19 +107,16 @@ def verdicts(
     paper, readings, rows = paper_figure1(), paper_draws(), evidence.rows
     printed = paper_table1().set_index(["size", "methods"])["max_reduction"]
     on_curve = max_reduction(paper, 0.5).set_index(["size", "methods"])["text"]
-
-    def on_reductions(claim, weights):
-        papers = overall(interactions(paper, kind={"it": weights}))["factor"].iloc[0]
-        return on_effect(claim, overall(evidence.effects(weights)), f"{gmean(printed_ratio(weights)):.2f}",
-                         f"{papers:.2f}")
-
+    ours = overall(evidence.effects(CLAIMS))
+    theirs = overall(interactions(paper, kind=CLAIMS))["factor"]
     of_none = points(rows).query("methods == ''")
     smallest = of_none.sort_values("mb")["size"].iloc[0]
     useless = f"MP makes the smallest architecture worse than useless (below 1; here {smallest})"
-    pruned = evidence.effects({"mp": 1}).query("size == @smallest")
+    pruned = evidence.effects({"mp": {"mp": 1}}).query("size == @smallest")
     amplified = {"kd,qat": 1, "kd": -1, "qat": -1, "": 1}
     losses = score_effect(paper, amplified, readings)["effect"]
-    found = [on_reductions(claim, weights) for claim, weights in CLAIMS.items()]
+    found = [on_effect(claim, ours[ours.index == claim], f"{gmean(printed_ratio(weights)):.2f}",
+                       f"{theirs[claim]:.2f}") for claim, weights in CLAIMS.items()]
     found += [on_scores("QAT and KD together amplify losses of score", amplified, rows, evidence.draws)
               | {"paper's mean curve": f"{losses:+.2f} points"},
               on_effect(useless, pruned, f"{printed['tiny', 'mp']:.1f}", on_curve["tiny", "mp"], below=True),
