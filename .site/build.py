@@ -14,7 +14,7 @@ ROOMS = "data models compress ship study share".split()
 # Section -> patterns of notebooks, without nbs/ and .ipynb; a notebook is in the first section that fits
 SECTIONS = {
     "Begin here": ["tour", "guides/*"],
-    "Results": ["findings", "table1", "figure1", "speed", "ablations", "recipe", "explore"],
+    "Results": ["findings", "table1", "figure1", "glue", "speed", "ablations", "recipe", "explore"],
     "Running": ["run", "grid", "smallest"],
     "Library": ["basics", "spec", "cli"],
     **{f"Library: {room}": [f"{room}/*"] for room in ROOMS},

@@ -7,7 +7,7 @@ import pytest, yaml
 import check_sync, run_notebooks
 from conftest import MODULES, NBS, NOTEBOOKS, REPO, code_of, exports, module_of, stem_of
 
-TARGETS = "run grid table1 figure1 speed ablations findings explore recipe".split()
+TARGETS = "run grid table1 figure1 speed ablations findings explore recipe glue".split()
 LIBRARY = [p for p in NOTEBOOKS if exports(p)]
 COLUMNS = 110
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['label_draws', 'mean_ranks', 'correlation_draws', 'resampled_scores', 'training_noise', 'seeded', 'draw_examples',
-           'draw_points', 'bootstrap_scores', 'paper_draws', 'averages', 'probability_of_improvement', 'score_effect']
+           'draw_points', 'bootstrap_scores', 'paper_draws', 'averages', 'probability_of_improvement', 'score_effect',
+           'above_guessing']
 
 # %% ../../nbs/study/07_bootstrap.ipynb #49546898
 import zlib
@@ -14,7 +15,7 @@ import pandas as pd
 
 from ..spec import canonical
 from ..data.tasks import headline_of, label_metric
-from .store import load_predictions
+from .store import load_many_predictions, load_predictions
 from combcomp.study.reductions import (
     interval, KEYS, mean_curve, paper_figure1, points, READING, usable_rows, with_draws,
 )
@@ -142,7 +143,7 @@ def bootstrap_scores(
         raise ValueError(f"n={n} is not allowed; an interval needs 2 draws or more")
     table = usable_rows(results.assign(_mb=1.0), "_mb")
     table = table.sort_values([*KEYS, "seed"], ignore_index=True) # draws do not depend on the order of rows
-    read = predictions or (lambda id: load_predictions(id, outputs))
+    read = predictions or load_many_predictions(table["id"], outputs).get
     drawn, noise = {}, {}
     for key, rows in table.groupby(["family", "task"]):
         drawn[key] = draw_examples(rows, read, n, seeded(seed, "examples", key[1]))
@@ -224,3 +225,29 @@ def score_effect(
     total = np.mean(sums, 0)
     lower, upper = interval(total[1:], level) if draws is not None else (np.nan, np.nan)
     return dict(effect=float(total[0]), lower=float(lower), upper=float(upper), cells=len(sums))
+
+# %% ../../nbs/study/07_bootstrap.ipynb #9c71be02
+def above_guessing(
+    results, # a table of rows
+    draws, # `bootstrap_scores(results)`
+    outputs=None, predictions=None, seed:int=0, # as they were for the draws
+    level:float=0.95,
+): # a DataFrame: family, task, size, score, guessing, above, lower, upper, learned; large architectures first
+    "By how much uncompressed models are above the most frequent answer: have they learned their task?"
+    read = predictions or (lambda id: load_predictions(id, outputs))
+
+    def guess(id):
+        labels = read(id)[1]
+        answers, times = np.unique(labels, axis=0, return_counts=True)
+        return np.broadcast_to(answers[times.argmax()], labels.shape), labels
+
+    plain = points(results).query("methods == ''")
+    of_task = results[results["methods"] == ""].groupby("task", as_index=False).first()
+    of_task = of_task.assign(family="guessing") # a family of its own has no noise of training
+    guesses = bootstrap_scores(of_task, None, draws.shape[1], seed, guess)
+    guesses = guesses.droplevel(["family", "size", "methods"]).loc[plain["task"]]
+    above = draws.loc[pd.MultiIndex.from_frame(plain[KEYS])].to_numpy() - guesses.to_numpy()
+    lower, upper = interval(above.T, level)
+    guessing = plain["task"].map(of_task.set_index("task")["majority"])
+    table = plain[["family", "task", "size", "score"]].assign(guessing=guessing, lower=lower, upper=upper)
+    return table.assign(above=table["score"] - guessing, learned=lower > 0).reset_index(drop=True)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STYLE', 'ALONE', 'TOGETHER', 'COLOURS', 'MARKERS', 'HALO', 'RUNTIMES', 'CONVENTIONS', 'SIZES', 'paper_part',
            'colour_of', 'marker_of', 'score_size', 'plot_curve', 'set_size_axis', 'small_multiples', 'plot_grid',
-           'reduction_map', 'plot_cell', 'interaction_plot', 'plot_interaction', 'sensitivity', 'plot_progress',
-           'progress_map', 'compare', 'fingerprint', 'save_figure']
+           'reduction_map', 'plot_cell', 'interaction_plot', 'plot_interaction', 'factor_plot', 'sensitivity',
+           'plot_progress', 'progress_map', 'compare', 'fingerprint', 'save_figure']
 
 # %% ../../nbs/study/09_figures.ipynb #c6855028
 import hashlib, json
@@ -229,6 +229,42 @@ def plot_interaction(
     for r in rows.itertuples():
         ax.annotate(r.size, (r.expected, r.observed), **style)
     ax.set_title(combination, loc="left")
+
+# %% ../../nbs/study/09_figures.ipynb #a4c346e4
+def factor_plot(
+    table, # of `interactions`, with intervals
+    by:str="size", # the column that names the rows: size or task
+): # the figure
+    "Factors with their intervals, a panel for each effect and a row for each architecture or task"
+    groups = table.groupby("effect", sort=False)
+    if not len(groups):
+        raise ValueError("no combination has rows of all of its parts; make them with `make grid`")
+    names = [*dict.fromkeys(table[by])]
+    size = 1.2 + 2.4*len(groups), 1.3 + 0.27*len(names)
+    fig, axes = plt.subplots(1, len(groups), figsize=size, sharex=True, sharey=True, squeeze=False)
+    for ax, (effect, rows) in zip(axes[0], groups):
+        name, y = ",".join(effect.split(" x ")), rows[by].map(names.index)
+        exact = rows["exact"].astype(int) == rows["cells"]
+        style = dict(marker=marker_of(name), color=colour_of(name), ls="", mec="#333333")
+        ax.hlines(y, rows["lower"], rows["upper"], color=colour_of(name), lw=2)
+        ax.plot(rows["factor"][exact], y[exact], **style, mew=0.5)
+        ax.plot(rows["factor"][~exact], y[~exact], **style | dict(mfc="white"), mew=1.2)
+        ax.axvline(1, color="black", ls=":", lw=1)
+        ax.set(xscale="log", yticks=range(len(names)), yticklabels=names, xlabel="factor")
+        ax.set_title(name, loc="left")
+    low, high = axes[0, 0].get_xlim()
+    subs = (1, 2, 5) if high/low > 8 else (1, 1.5, 2, 3, 5, 7)
+    axes[0, 0].xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=subs)) # of all panels
+    axes[0, 0].xaxis.set_major_formatter("{x:g}")
+    axes[0, 0].xaxis.set_minor_formatter("")
+    axes[0, 0].invert_yaxis()
+    key = dict(color="#666666", marker="o", ls="", mec="#333333")
+    shown = [plt.Line2D([], [], **key, label="read on the curves"),
+             plt.Line2D([], [], **key | dict(mfc="white"), mew=1.2, label="a part is a bound"),
+             plt.Line2D([], [], color="black", ls=":", lw=1, label="savings multiply"),
+             plt.Line2D([], [], color="#666666", lw=2, label="95% interval")]
+    fig.legend(handles=shown, loc="outside lower center", ncols=len(shown))
+    return fig
 
 # %% ../../nbs/study/09_figures.ipynb #d8790e69
 def sensitivity(

@@ -6,8 +6,9 @@
 __all__ = ['DATA', 'READING', 'KEYS', 'AGGREGATES', 'KINDS', 'paper_table1', 'paper_figure1', 'combination', 'check_columns',
            'is_subset', 'trainings', 'no_study', 'study_rows', 'seeds_of', 'usable_rows', 'points', 'mean_curve',
            'pareto_front', 'size_at_score', 'Bounds', 'reduction_bounds', 'mean_over_tasks', 'aggregated_bounds',
-           'with_draws', 'format_reduction', 'interval', 'max_reduction', 'factorial_contrast', 'contrasts',
-           'effect_bounds', 'interactions', 'with_mean_effects', 'leave_one_out']
+           'with_draws', 'format_reduction', 'interval', 'max_reduction', 'by_architecture', 'factorial_contrast',
+           'contrasts', 'effect_bounds', 'interactions', 'with_mean_effects', 'printed_ratio', 'overall', 'factor_text',
+           'leave_one_out']
 
 # %% ../../nbs/study/06_reductions.ipynb #5b82f0fc
 from dataclasses import dataclass, replace
@@ -16,7 +17,9 @@ from importlib.resources import files
 import numpy as np
 import pandas as pd
 
-from ..spec import canonical, limits_of, METHODS, Run, subset_of, subsets, task_names, with_options
+from combcomp.spec import (
+    canonical, limits_of, METHODS, Run, subset_of, subsets, table_order, task_names, with_options,
+)
 from .store import comparable, TRAINING
 
 # %% ../../nbs/study/06_reductions.ipynb #6f64befe
@@ -367,6 +370,16 @@ def max_reduction(
     (lower, _), (_, upper), (a, z) = (interval(v[1:], level) for v in (b.low, b.high, b.end))
     return table.assign(lower=lower, upper=upper, end_lower=a, end_upper=z)
 
+# %% ../../nbs/study/06_reductions.ipynb #261d5359
+def by_architecture(
+    table, # of `max_reduction`, or `paper_table1`
+    values:str="text", # the column to show
+): # a DataFrame; the combination without methods is called none
+    "Combinations by architectures, as the paper prints its Table 1"
+    table = table.pivot(index="methods", columns="size", values=values)[[*dict.fromkeys(table["size"])]]
+    return table.reindex(sorted(table.index, key=table_order)).rename(index={"": "none"})
+
+
 # %% ../../nbs/study/06_reductions.ipynb #831ce71c
 KINDS = ("product", "once", "factorial")
 
@@ -467,6 +480,31 @@ def with_mean_effects(
     with np.errstate(invalid="ignore"):
         logs = [with_mean(v) for v in (b.low, b.high, b.end)]
     return Bounds(pd.concat([b.rows.assign(cells=1), pd.DataFrame(rows)], ignore_index=True), *logs)
+
+# %% ../../nbs/study/06_reductions.ipynb #29f429a3
+def printed_ratio(
+    weights:dict, # combination -> exponent of its reduction
+): # a Series by architecture
+    "A product of powers of the reductions printed in Table 1; the uncompressed one counts as 1"
+    logs = paper_table1().assign(v=lambda t: np.log(t["max_reduction"]))
+    logs = logs.pivot(index="size", columns="methods", values="v").assign(**{"": 0.0})
+    return np.exp(sum(w*logs[m] for m, w in weights.items()))
+
+def overall(
+    table, # of `interactions`
+): # the rows of size `all`, by effect
+    "The geometric means over architectures"
+    return table[table["size"] == "all"].set_index("effect")
+
+def factor_text(
+    table, # of `interactions`, with intervals
+    exact:bool=False, # also say how many architectures are not censored
+): # a Series with the same index
+    "Factors and their intervals as a table shows them"
+    text = [f"{r.factor:.2f} [{r.lower:.2f}, {r.upper:.2f}]" + f", {r.exact} of {r.cells} exact"*exact
+            for r in table.itertuples()]
+    return pd.Series(text, table.index, dtype=object)
+
 
 # %% ../../nbs/study/06_reductions.ipynb #e4d32e23
 def leave_one_out(

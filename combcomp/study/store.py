@@ -6,9 +6,9 @@
 __all__ = ['OLD_ROWS', 'MANIFEST', 'FROM_GIT', 'TRAINING', 'WIDTHS', 'writable', 'scratch_outputs', 'row_file', 'save_row',
            'pop_checksum', 'parse_row', 'load_row', 'read_row', 'intact_row', 'failure_file', 'save_failure',
            'read_failure', 'write_arrays', 'save_predictions', 'check_predictions', 'predictions_intact',
-           'opened_arrays', 'load_predictions', 'load_rows', 'read_manifest', 'line_id', 'line_hashes', 'intact_lines',
-           'load_released', 'no_rows', 'load_results', 'gather_predictions', 'release', 'balanced', 'comparable',
-           'flatten', 'markdown', 'save_table', 'latency_lines', 'summary']
+           'opened_arrays', 'load_many_predictions', 'load_predictions', 'load_rows', 'read_manifest', 'line_id',
+           'line_hashes', 'intact_lines', 'load_released', 'no_rows', 'load_results', 'gather_predictions', 'release',
+           'balanced', 'comparable', 'flatten', 'markdown', 'save_table', 'latency_lines', 'summary']
 
 # %% ../../nbs/study/01_store.ipynb #0706025c
 import csv, hashlib, io, json, tempfile, traceback, uuid, warnings, zipfile, zlib
@@ -201,19 +201,34 @@ def opened_arrays(path:Path): # yields the arrays by name
             zlib.error) as e:
         raise ValueError(f"{rel_path(path)} is damaged ({e}); delete it and make the run again") from None
 
-def load_predictions(id:str, outputs=None): # (predicted, labels)
-    "Predictions and labels of a run, from its own file or the released one; FileNotFoundError without"
-    own, released = (outputs_dir(outputs)/p for p in (f"predictions/{id}.npz", "predictions.npz"))
-    if own.is_file():
-        with opened_arrays(own) as arrays:
-            return arrays["predicted"], arrays["labels"]
-    if released.is_file():
+def load_many_predictions(
+    ids, # of runs
+    outputs=None, # folder
+) -> dict: # id -> (predicted, labels)
+    "As `load_predictions` for several runs; the released file, which has all of them, is opened once"
+    folder, found, labels = outputs_dir(outputs), {}, {}
+    released = folder/"predictions.npz"
+    own = {id: folder/"predictions"/f"{id}.npz" for id in ids}
+    for id, path in own.items():
+        if path.is_file():
+            with opened_arrays(path) as arrays:
+                found[id] = arrays["predicted"], arrays["labels"]
+    if len(found) < len(own) and released.is_file():
         check_predictions(released)
         with opened_arrays(released) as arrays:
-            if id in arrays:
-                return arrays[id], arrays["labels/" + str(arrays["task/" + id])]
-    raise FileNotFoundError(f"no predictions of run {id}: there is no {rel_path(own)}, and they are not in "
-                            f"{rel_path(released)}; make the run again")
+            for id in ({*own} - {*found}) & {*arrays}:
+                task = str(arrays["task/" + id])
+                labels[task] = arrays["labels/" + task] if task not in labels else labels[task]
+                found[id] = arrays[id], labels[task]
+    for id in own:
+        if id not in found:
+            raise FileNotFoundError(f"no predictions of run {id}: there is no {rel_path(own[id])}, and they "
+                                    f"are not in {rel_path(released)}; make the run again")
+    return found
+
+def load_predictions(id:str, outputs=None): # (predicted, labels)
+    "Predictions and labels of a run, from its own file or the released one; FileNotFoundError without"
+    return load_many_predictions([id], outputs)[id]
 
 # %% ../../nbs/study/01_store.ipynb #3f000001
 def load_rows(
