@@ -131,19 +131,23 @@ def check_stored(
     stored:dict, # name -> array, as in a file
 ): # nothing
     "ValueError if the arrays are not a miniature as `write_miniature` stores it"
-    tables = [stored.get(f"embeddings.{name}_embeddings.weight") for name in ("word", "position", "token_type")]
+    kinds = ("word", "position", "token_type")
+    tables = [stored.get(f"embeddings.{kind}_embeddings.weight") for kind in kinds]
     if any(table is None or table.ndim != 2 for table in tables):
         raise ValueError("it has no embedding tables")
     layers = {name.split(".")[2] for name in stored if name.startswith("encoder.layer.")}
     layout = miniature_layout(len(layers), tables[0].shape[1], *map(len, tables))
-    expected = {name: (np.int8 if len(shape) == 2 else np.float16, shape) for name, shape in layout.items()}
-    expected |= {f"{name}.step": (np.float16, (shape[0], 1)) for name, shape in layout.items() if len(shape) == 2}
+    expected = {}
+    for name, shape in layout.items():
+        expected[name] = (np.int8 if len(shape) == 2 else np.float16), shape
+        if len(shape) == 2:
+            expected[f"{name}.step"] = np.float16, (shape[0], 1)
     for name in sorted(expected.keys() ^ stored.keys()):
         raise ValueError(f"the tensor {name!r:.80} is " + ("missing" if name in expected else "unknown"))
     for name, (dtype, shape) in expected.items():
         array = stored[name]
         if array.dtype != dtype or array.shape != shape:
-            raise ValueError(f"{name} is {array.dtype} {array.shape}, and {np.dtype(dtype)} {shape} is expected")
+            raise ValueError(f"{name} is {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape}")
         if dtype is np.float16 and not np.isfinite(array).all():
             raise ValueError(f"{name} has values that are no numbers")
         if dtype is np.int8 and np.abs(array.astype(int)).max(initial=0) > levels_of(name):
@@ -206,8 +210,8 @@ def miniature_folder(
         return minilm_folder()
     known, file = miniature_index().get(size), weights_folder()/f"{size}.xz"
     if known is None or not file.is_file() or file_hash(file) != known["sha256"]:
-        raise ValueError(f"the stored weights of the miniature {size} are missing or damaged; install combcomp "
-                         f"again, or make your own with `combcomp miniatures --sizes {size}`")
+        raise ValueError(f"the stored weights of the miniature {size} are missing or damaged; install "
+                         f"combcomp again, or make your own with `combcomp miniatures --sizes {size}`")
     folder = outputs_dir(outputs)/"cache"/"miniatures"/f"{size}-{known['sha256'][:12]}"
     if not (folder/"done").is_file():
         atomic_folder(folder, lambda new: write_miniature_folder(read_miniature(file), size, new))

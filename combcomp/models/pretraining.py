@@ -6,7 +6,7 @@
 __all__ = ['TEXTS', 'FREEZE', 'KEPT', 'HOW', 'wordnet_texts', 'glue_texts', 'file_texts', 'text_sources', 'pretraining_texts',
            'Corpus', 'swap_neighbours', 'shared_basis', 'new_miniature', 'Student', 'state_scales', 'Pretraining',
            'round_weights', 'Training', 'training_key', 'training_tensors', 'save_training', 'restore',
-           'resume_training', 'Pretrained', 'pretrain', 'Plan', 'described', 'is_made', 'plan_miniature',
+           'resume_training', 'Pretrained', 'pretrain', 'Plan', 'described', 'is_made', 'plan_miniatures',
            'finish_miniature', 'make_miniature']
 
 # %% ../../nbs/models/04_pretraining.ipynb #a2000002
@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from combcomp.basics import (
-    atomic_folder, bad_value, check_fields, expanded, is_intact, json_hash, lease, outputs_dir, rel_path,
+    atomic_folder, bad_value, check_fields, expanded, is_intact, json_hash, lease, outputs_dir, read_json,
+    rel_path,
 )
 from ..spec import GLUE
 from ..data.tasks import task_of
@@ -68,7 +69,7 @@ def file_texts(path) -> list: # of strings
     try:
         text = expanded(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as e:
-        raise ValueError(f"texts: {path} is not in UTF-8 (byte {e.start:,}); save it in that encoding") from None
+        raise ValueError(f"texts: {path} is not in UTF-8 (byte {e.start:,}); save it so") from None
     lines = [line.strip() for line in text.splitlines()]
     if not any(lines):
         raise ValueError(f"texts: {path} has no lines of text; give a file with one text a line")
@@ -193,9 +194,10 @@ def new_miniature(
             if p.ndim == 2 and "embeddings" not in name:
                 p.normal_(0, 0.55/p.shape[1]**0.5) # as 0.02 is at BERT's width
         places = theirs.position_embeddings.weight
-        basis, mean = shared_basis(theirs.word_embeddings.weight, places[:128], counts, model.config.hidden_size)
+        words, hidden = theirs.word_embeddings.weight, model.config.hidden_size
+        basis, mean = shared_basis(words, places[:128], counts, hidden)
         types = theirs.token_type_embeddings.weight
-        mine.word_embeddings.weight.copy_((theirs.word_embeddings.weight - mean)@basis)
+        mine.word_embeddings.weight.copy_((words - mean)@basis)
         mine.position_embeddings.weight.copy_((places - places.mean(0))@basis)
         mine.token_type_embeddings.weight.copy_((types - types.mean(0))@basis)
     return model
@@ -291,8 +293,8 @@ class Training:
             self.queue = self.corpus.batches(self.options.batch_size, self.options.seed, self.epoch)
             self.epoch += 1
         rows = self.queue.pop()
-        batch = self.corpus.batch(rows)
-        ids = swap_neighbours(batch["input_ids"].numpy(), self.corpus.lengths[rows], self.options.swap, self.rng)
+        batch, lengths = self.corpus.batch(rows), self.corpus.lengths[rows]
+        ids = swap_neighbours(batch["input_ids"].numpy(), lengths, self.options.swap, self.rng)
         batch["input_ids"] = torch.from_numpy(ids)
         return {name: t.to(self.device, non_blocking=True) for name, t in batch.items()}
 
@@ -420,7 +422,8 @@ def resume_training(
         if owner != key:
             raise ValueError(f"{rel_path(path)} is of another training; move it away, or delete it")
         restore(training, tensors, notes)
-        log(f"  {training.options.size}: resumed at step {training.step}/{training.options.steps}", flush=True)
+        options = training.options
+        log(f"  {options.size}: resumed at step {training.step}/{options.steps}", flush=True)
         return
 
 # %% ../../nbs/models/04_pretraining.ipynb #a2000028
@@ -476,50 +479,51 @@ class Plan(NamedTuple):
     texts: list # of `pretraining_texts`
     how: dict # what `HOW` will say, without the losses
     folder: Path
-    done: bool # is it there, made in this way?
 
 def described(how:dict) -> str:
     "How a miniature was made, as the arguments of a call"
     names = ("texts", "steps", "batch_size", "rate", "seed", "swap")
     return ", ".join(f"{name}={how.get(name)!r}" for name in names)
 
-def is_made(
-    folder:Path, how:dict, # of a `Plan`
-) -> bool:
-    "Whether a folder has a miniature made in a way; ValueError if it has anything else"
+def is_made(plan:Plan) -> bool:
+    "Whether the miniature is there; ValueError if its folder has anything else"
+    folder, how = plan.folder, plan.how
     if not folder.exists():
         return False
     if not is_intact(folder) or not (folder/HOW).is_file():
         raise ValueError(f"{rel_path(folder)} is there, and is not a complete miniature; move it away, or "
                          "delete it")
-    found = json.loads((folder/HOW).read_text())
+    found = read_json(folder/HOW)
     if {name: found.get(name) for name in how} != how:
         raise ValueError(f"{rel_path(folder)} was made in another way ({described(found)}; now "
                          f"{described(how)}); move it away, or name another folder with outputs=")
     return True
 
-def plan_miniature(
-    size:str, # as in 4x96
+def plan_miniatures(
+    sizes:list, # of names, as 4x96
     texts:str="wordnet", # as for `pretraining_texts`
     steps:int=Pretraining.steps, batch_size:int=Pretraining.batch_size, # as in `Pretraining`, up to swap
     rate:float=Pretraining.rate, seed:int=Pretraining.seed, swap:float=Pretraining.swap,
     outputs=None, # folder; None is outputs/ of this project
-) -> Plan:
-    "Read the texts of a miniature and check everything; ValueError for what is wrong"
-    options = Pretraining(size, steps, batch_size, rate, seed, swap)
-    found = pretraining_texts(texts, options.seed)
+) -> list: # of `Plan`
+    "Check everything about some miniatures, and read their texts; ValueError for what is wrong"
+    every = [Pretraining(size, steps, batch_size, rate, seed, swap) for size in sizes]
+    found = pretraining_texts(texts, seed)
     sources = "+".join(Path(name).name for name in text_sources(texts)) # of files without their folders
-    how = dict(asdict(options), texts=sources, texts_sha256=json_hash(found), count=len(found))
-    folder = outputs_dir(outputs)/"miniatures"/size
-    return Plan(options, found, how, folder, is_made(folder, how))
+    which = dict(texts=sources, texts_sha256=json_hash(found), count=len(found))
+    plans = [Plan(options, found, asdict(options) | which, outputs_dir(outputs)/"miniatures"/options.size)
+             for options in every]
+    for plan in plans:
+        is_made(plan)
+    return plans
 
 def finish_miniature(
-    plan:Plan, outputs=None, # folder, as for `plan_miniature`
+    plan:Plan, outputs=None, # folder, as for `plan_miniatures`
     log=print, # for progress
 ) -> Path: # of a transformers folder
     "Make what is planned; it resumes, and of several processes one works while the others wait"
     with lease(outputs_dir(outputs)/"leases"/f"miniature-{plan.options.size}"):
-        if is_made(plan.folder, plan.how):
+        if is_made(plan):
             log(f"  {plan.options.size}: is made, {rel_path(plan.folder)}", flush=True)
             return plan.folder
         checkpoints = outputs_dir(outputs)/"cache"/"pretraining"
@@ -543,5 +547,5 @@ def make_miniature(
     log=print, # for progress
 ) -> Path: # of a transformers folder, for `Run(family=...)`
     "Distil a miniature from MiniLM on unlabelled texts; an interrupted call goes on where it was"
-    return finish_miniature(plan_miniature(size, texts, steps, batch_size, rate, seed, swap, outputs),
-                            outputs, log)
+    plan, = plan_miniatures([size], texts, steps, batch_size, rate, seed, swap, outputs)
+    return finish_miniature(plan, outputs, log)
