@@ -21,9 +21,12 @@ define NEWLINE
 endef
 quote = '$(subst $(NEWLINE),'"$$newline"',$(subst ','\'',$(value $(1))))'
 TYPED = $(foreach name,$(filter-out PYTHON VENV,$(.VARIABLES)),$(if $(findstring command line,$(origin $(name))),-p $(name) $(call quote,$(name))))
-PAPERMILL = newline="$$(printf '\n_')" && newline="$${newline%_}" && mkdir -p outputs/notebooks && . $(VENV)/bin/activate && papermill --no-progress-bar --stdout-file -
+BEGIN = newline="$$(printf '\n_')" && newline="$${newline%_}" && . $(VENV)/bin/activate &&
+PAPERMILL = $(BEGIN) mkdir -p outputs/notebooks && papermill --no-progress-bar --stdout-file -
+# The same for a command, which refuses an option that it does not have.
+OPTIONS = $(foreach name,$(filter-out PYTHON VENV,$(.VARIABLES)),$(if $(findstring command line,$(origin $(name))),--$(name)=$(call quote,$(name))))
 
-.PHONY: help venv run grid smallest speed ablations results report site test clean export readme notebook lab
+.PHONY: help venv run grid smallest miniatures speed ablations results report site test clean export readme notebook lab
 
 help: ## list the targets
 	@echo "make run methods=kd,mp,qat size=l1 task=accept seed=3"
@@ -57,6 +60,9 @@ grid: $(READY) ## make the embedded suite, or the study of the parameters; it re
 smallest: $(READY) ## search for the smallest model of a task that keeps the score; it resumes
 	@$(PAPERMILL) nbs/smallest.ipynb outputs/notebooks/smallest.ipynb $(TYPED)
 	@echo "notebook outputs/notebooks/smallest.ipynb, with a figure of all that was tried"
+
+miniatures: $(READY) ## distil small BERTs from MiniLM on texts without labels (sizes=4x96 texts=wordnet+mine.txt); it resumes
+	@$(BEGIN) combcomp miniatures $(OPTIONS)
 
 speed: $(ALL) ## time training and inference, half an hour (measure=inference: only that); writes outputs/tables/speed_*.csv
 	@$(PAPERMILL) nbs/speed.ipynb outputs/notebooks/speed.ipynb -p measure all $(TYPED)

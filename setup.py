@@ -15,7 +15,7 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["combcomp", "combcomp.*"]),
-    package_data={"combcomp": ["*.mplstyle"], "combcomp.data": ["*.csv"]},
+    package_data={"combcomp": ["*.mplstyle", "weights/*"], "combcomp.data": ["*.csv"]},
     install_requires=lines("requirements"), entry_points=dict(console_scripts=lines("console_scripts")),
     extras_require={key.removesuffix("_requirements"): lines(key) for key in cfg if key.endswith("_requirements")},
 )

@@ -9,9 +9,9 @@ __all__ = ['CODES', 'RUN', 'GRID', 'STUDY', 'SMALLEST', 'COMMANDS', 'METAVARS', 
            'find_tokenizer', 'open_model', 'unpack_command', 'validation_set', 'describe_export', 'export_command',
            'verify_command', 'open_classifier', 'read_inputs', 'label_joiner', 'several_columns', 'answer_columns',
            'predict_command', 'read_labels', 'calibrate_command', 'known_labels', 'compress_command', 'format_table',
-           'Study', 'pick_study', 'recommend_command', 'smallest_command', 'sizes_command', 'Command', 'add_option',
-           'Parser', 'parser', 'parse', 'as_options', 'report_error', 'print_warning', 'execute', 'flush_output',
-           'main']
+           'Study', 'pick_study', 'recommend_command', 'smallest_command', 'miniatures_command', 'sizes_command',
+           'Command', 'add_option', 'Parser', 'parser', 'parse', 'as_options', 'report_error', 'print_warning',
+           'execute', 'flush_output', 'main']
 
 # %% ../nbs/cli.ipynb #58d2c511
 import argparse, json, os, re, sys, tempfile, traceback, warnings
@@ -25,8 +25,10 @@ from fastcore.docments import docments
 from tqdm import tqdm
 
 import combcomp
-from .basics import atomic_bytes, bad_value, check_number, expanded, outputs_dir, rel_path
-from .spec import KD, METHODS, NOT_CLEAN, Run, parse_file_task, resolve_task, teacher_run
+from combcomp.basics import (
+    atomic_bytes, bad_value, check_number, expanded, outputs_dir, rel_path, split_list,
+)
+from .spec import FAMILIES, KD, METHODS, NOT_CLEAN, Run, parse_file_task, resolve_task, teacher_run
 from .study.plan import study
 
 # %% ../nbs/cli.ipynb #cbb732ae
@@ -750,7 +752,7 @@ def smallest_command(
     within:float=0.5, # points of score below the family's largest model, at most
     megabytes:float=None, # of the file, at most
     milliseconds:float=None, # for one text of 128 tokens in OpenVINO, at most
-    family:str="minilm", # minilm or e5 (from pip), bert (from the hub), or a hub name or folder
+    family:str="minilm", # minilm, miniature, e5 (from pip), bert (from the hub), or a hub name or folder
     sizes:str="all", # sizes to try, with commas; all is every one of the family
     methods:str="", # combinations with ; between them; empty is vocabulary, integers, neurons
     limit:int=None, # training examples used; None is all
@@ -782,9 +784,34 @@ def smallest_command(
 
 SMALLEST = options(smallest_command)
 
+# %% ../nbs/cli.ipynb #3a000002
+def miniatures_command(
+    sizes:str="4x96", # layers x width, with commas; all is every one of the family but MiniLM itself
+    texts:str="wordnet", # wordnet, glue (from the hub), text files with one text a line; + between them
+    steps:int=6000, # updates; the default takes about an hour for a 4x96 on two cores
+    batch_size:int=64, # texts of an update
+    rate:float=0.002, # of learning, at its peak
+    seed:int=0, # of the start and of the order of texts
+    outputs:str=None, # folder of rows, models and caches; None is outputs/ of this project
+) -> Answer:
+    "Distil small BERTs from MiniLM on texts without labels, as folders for --family; it resumes"
+    from combcomp.models.pretraining import finish_miniature, plan_miniatures
+    from combcomp.study.runner import hush
+    names = [*dict.fromkeys(split_list(sizes, FAMILIES["miniature"][1:]))]
+    if not names:
+        bad_value("miniatures", "sizes", sizes, "sizes with commas between them, as in 4x96,2x32")
+    hush()
+    plans = plan_miniatures(names, texts, steps, batch_size, rate, seed, outputs=outputs)
+    log = print if sys.stderr.isatty() else print_or_exit
+    with as_failure(FloatingPointError):
+        folders = [finish_miniature(plan, outputs, log) for plan in plans]
+    table = [dict(size=name, family=rel_path(folder)) for name, folder in zip(names, folders)]
+    example = f"combcomp run none --family {table[0]['family']} --size full"
+    return Answer(table, f"a run with the first: {example}")
+
 # %% ../nbs/cli.ipynb #bed292ae
 def sizes_command(
-    family:str="", # bert, minilm or e5; empty is all
+    family:str="", # bert, minilm, e5 or miniature; empty is all
 ) -> Answer:
     "Parameters and fp32 megabytes of the named sizes, and what the paper reports"
     from combcomp.models.sizes import sizes
@@ -833,6 +860,9 @@ COMMANDS = dict(
     smallest=Command(smallest_command, SMALLEST, (
         "combcomp smallest --task file:reviews.csv --within 0.5 -o small.safetensors",
         "combcomp smallest --limit 1000 --sizes l2,l1 --megabytes 4 --workers 2")),
+    miniatures=Command(miniatures_command, options(miniatures_command), (
+        "combcomp miniatures --sizes 4x96,2x32",
+        "combcomp miniatures --sizes 3x64 --texts wordnet+letters.txt --steps 2000")),
     sizes=Command(sizes_command, options(sizes_command), ("combcomp sizes --family bert",)),
 )
 

@@ -664,8 +664,8 @@ def _combination(stages, recipe):
 @dataclass(frozen=True)
 class Run:
     "Everything that decides a result; unknown names and values raise ValueError"
-    family: str = "minilm" # minilm or e5 (from pip), bert (from the hub), or a hub name or folder
-    size: str = "l1" # minilm: l6 to l1; e5: l12 to l1; bert: large base ... tiny; else: full l<k>
+    family: str = "minilm" # minilm, miniature, e5 (from pip), bert (from the hub), or a hub name or folder
+    size: str = "l1" # minilm: l6 to l1; miniature: 6x384 ... 2x32; bert: large ... tiny; else: full l<k>
     task: str = "supersense" # supersense accept wic hypernym glosssim, a GLUE task, or file:<your file>
     methods: str = "" # any subset of kd, qat, mp, with options in brackets; none for no compression
     seed: int = 0 # of initialisation, order, dropout and augmentation

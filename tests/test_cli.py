@@ -447,7 +447,7 @@ def test_sizes():
         "mini",
         "tiny",
     ]
-    assert do("sizes")[1].count("\n") == 18 and "did you mean 'bert'" in refused("sizes --family robert")
+    assert do("sizes")[1].count("\n") == 25 and "did you mean 'bert'" in refused("sizes --family robert")
 
 
 # Nonsense, damage, and ends

@@ -14,16 +14,17 @@ from combcomp.spec import (
     FAMILIES, family_sizes, NOT_CLEAN, TASKS, info_of, last_part, parse, portable, Run, task_title,
 )
 from ..models.encoders import source
+from ..models.miniatures import miniature_index, miniature_shape
 from ..study.store import latency_lines, load_results, markdown, TRAINING
 from ..study.reductions import interval, KEYS
 from ..study.recommendation import draws_if_any
 
 # %% auto #0
-__all__ = ['HUB_NAME', 'LOCAL', 'REGRESSION', 'METRICS', 'SIZES', 'CARD', 'UNCALIBRATED', 'BASES', 'LICENCES', 'public_name',
-           'public_row', 'one_line', 'code_span', 'describe_methods', 'other_seeds', 'uncompressed', 'draw_scores',
-           'pick_draws', 'score_table', 'size_table', 'rename_model', 'example_input', 'describe_answers',
-           'describe_scores', 'describe_training_set', 'describe_temperature', 'base_model', 'describe_licence',
-           'metadata', 'card']
+__all__ = ['HUB_NAME', 'LOCAL', 'REGRESSION', 'METRICS', 'SIZES', 'CARD', 'UNCALIBRATED', 'BASES', 'LICENCES', 'SEEN',
+           'public_name', 'public_row', 'one_line', 'code_span', 'describe_methods', 'other_seeds', 'uncompressed',
+           'draw_scores', 'pick_draws', 'score_table', 'size_table', 'rename_model', 'example_input',
+           'describe_answers', 'describe_scores', 'describe_training_set', 'describe_temperature', 'base_model',
+           'describe_base', 'describe_licence', 'metadata', 'card']
 
 # %% ../../nbs/share/01_model_card.ipynb #85ad3ac9
 HUB_NAME = r"\w[\w.-]*/\w[\w.-]*"
@@ -296,10 +297,23 @@ def base_model(row): # a hub name, or None
     name = source(row["family"], row["size"])
     return name if row["family"] in FAMILIES or re.fullmatch(HUB_NAME, name) else None
 
+SEEN = dict(wordnet="WordNet's glosses and examples", glue="the training texts of GLUE") # of `miniature_index`
+
+def describe_base(row) -> str:
+    "The model that training started from, in words"
+    base = code_span(base_model(row) or row["family"])
+    if row["family"] != "miniature" or row["size"] == FAMILIES["miniature"][0]:
+        return base
+    layers, hidden = miniature_shape(row["size"])
+    texts = miniature_index().get(row["size"], {}).get("texts", "")
+    seen = " and ".join(SEEN.get(name, name) for name in texts.split("+"))
+    return (f"a small BERT of {layers} layers and width {hidden} that was distilled from {base} on texts "
+            f"without labels: {seen}")
+
 def describe_licence(row, license) -> str:
     "The licences of weights and training texts"
     weights = f"The weights: {code_span(license)}." if license else "None was given for the weights."
-    base = f" It began as {code_span(base_model(row) or row['family'])}."
+    base = f" It began as {describe_base(row)}."
     if not license:
         known = LICENCES.get(row["family"])
         base += f" Its licence, {code_span(known)}, applies." if known else " Its licence applies."

@@ -49,9 +49,9 @@ def numbers(
         bad_value("study", name, text, f"{kind.__name__}s with commas between them")
 
 def study(
-    family:str="minilm", # minilm or e5 (from pip), bert (from the hub), or a hub name or folder
+    family:str="minilm", # minilm, miniature, e5 (from pip), bert (from the hub), or a hub name or folder
     sizes:str="all", # all those of the family; or some of them, as l6,l2 or base,tiny
-    tasks:str="all", # minilm: WordNet's but wic; bert, e5: the eight of GLUE; or some of either
+    tasks:str="all", # minilm: WordNet's but wic; bert, e5, miniature: GLUE's eight; or some of either
     methods:str="all", # the eight subsets of kd, qat, mp; or some with ; between: "kd,qat; mp > qat"
     sparsities:str="", # of pruning, with methods all; 0.4,0.6 makes the paper's twelve; empty is 0.6
     seeds:str="1", # how many (0, 1, ...), or which, as "0,2"

@@ -255,7 +255,7 @@ def smallest(
     within:float=0.5, # points of score below the family's largest model, at most
     megabytes:float=None, # of the file, at most
     milliseconds:float=None, # for one text of 128 tokens in OpenVINO, at most
-    family:str="minilm", # minilm or e5 (from pip), bert (from the hub), or a hub name or folder
+    family:str="minilm", # minilm, miniature, e5 (from pip), bert (from the hub), or a hub name or folder
     sizes:str="all", # sizes to try, with commas; all is every one of the family
     methods:str="", # combinations with ; between them; empty is vocabulary, integers, neurons
     limit:int=None, # training examples used; None is all
