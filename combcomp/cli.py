@@ -752,7 +752,7 @@ def smallest_command(
     within:float=0.5, # points of score below the family's largest model, at most
     megabytes:float=None, # of the file, at most
     milliseconds:float=None, # for one text of 128 tokens in OpenVINO, at most
-    family:str="minilm", # minilm, miniature, e5 (from pip), bert (from the hub), or a hub name or folder
+    family:str="miniature", # minilm, miniature, e5 (from pip), bert (from the hub), or a hub name or folder
     sizes:str="all", # sizes to try, with commas; all is every one of the family
     methods:str="", # combinations with ; between them; empty is vocabulary, integers, neurons
     limit:int=None, # training examples used; None is all
@@ -859,7 +859,7 @@ COMMANDS = dict(
         "combcomp recommend --megabytes 20 --tasks file:reviews.csv")),
     smallest=Command(smallest_command, SMALLEST, (
         "combcomp smallest --task file:reviews.csv --within 0.5 -o small.safetensors",
-        "combcomp smallest --limit 1000 --sizes l2,l1 --megabytes 4 --workers 2")),
+        "combcomp smallest --limit 1000 --sizes 4x96,3x64 --megabytes 2 --workers 2")),
     miniatures=Command(miniatures_command, options(miniatures_command), (
         "combcomp miniatures --sizes 4x96,2x32",
         "combcomp miniatures --sizes 3x64 --texts wordnet+letters.txt --steps 2000")),

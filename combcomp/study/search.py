@@ -59,7 +59,7 @@ SPACE = (LOW.format(0.5, 16000), LOW.format(0.8, 16000), LOW.format(0.8, 8000), 
          "mp(sparsity=0.0,neurons=0.5)," + LOW.format(0.8, 8000))
 
 def candidates(
-    family:str="minilm", # as in `Run`
+    family:str="miniature", # as in `Run`
     sizes:str="all", # names with commas; all is every size of the family
     methods:str="", # combinations with ; between them; empty is those of `SPACE`
 ) -> list: # of (size, methods)
@@ -97,7 +97,7 @@ class Search:
     "What is searched, and how"
     task: str # as in `Run`
     goal: Goal = Goal()
-    family: str = "minilm" # as in `Run`
+    family: str = "miniature" # as in `Run`
     limit: int | None = None # training examples used; None is all
     seeds: int = 1 # with which the winner is confirmed
     rounds: tuple = ROUNDS
@@ -255,7 +255,7 @@ def smallest(
     within:float=0.5, # points of score below the family's largest model, at most
     megabytes:float=None, # of the file, at most
     milliseconds:float=None, # for one text of 128 tokens in OpenVINO, at most
-    family:str="minilm", # minilm, miniature, e5 (from pip), bert (from the hub), or a hub name or folder
+    family:str="miniature", # minilm, miniature, e5 (from pip), bert (from the hub), or a hub name or folder
     sizes:str="all", # sizes to try, with commas; all is every one of the family
     methods:str="", # combinations with ; between them; empty is vocabulary, integers, neurons
     limit:int=None, # training examples used; None is all
