@@ -10,7 +10,7 @@ NAMES = dict(
     verify="ship.verification", bench="ship.latency", max_reduction="study.reductions",
     interactions="study.reductions", recommend="study.recommendation", own="data.text_files",
     save_pretrained="share.hub", load="share.hub", push_to_hub="share.hub", calibrate="share.calibration",
-    shrink="share.checkpoints", make_miniature="models.pretraining")
+    shrink="share.checkpoints")
 __all__ = list(NAMES)
 
 

@@ -14,8 +14,9 @@ def make(folder, *words, **kwargs):
     "Arguments that `make` gives to papermill; `folder` gets a venv that holds a papermill which prints them"
     bin = folder / "bin"
     bin.mkdir(exist_ok=True)
-    (bin / "papermill").write_text(FAKE)
-    (bin / "papermill").chmod(0o755)
+    for program in ("papermill", "combcomp"):
+        (bin / program).write_text(FAKE)
+        (bin / program).chmod(0o755)
     (bin / "activate").write_text(f'PATH="{bin}:$PATH"\n')
     for stamp in (".ready", ".ready-all"):
         (folder / stamp).touch()
@@ -49,6 +50,13 @@ def given(words):
 def test_values_arrive_as_they_were_typed(tmp_path, value):
     words = make(tmp_path, "run", f"methods={value}", "size=l1")
     assert given(words) == dict(methods=value, size="l1") and "nbs/run.ipynb" in words
+
+
+def test_miniatures_are_made_by_the_command(tmp_path):
+    words = make(tmp_path, "miniatures", "sizes=2x32,4x96", "texts=wordnet+it's mine.txt", "rate=-1")
+    assert words[0] == "miniatures"
+    assert {*words[1:]} == {"--sizes=2x32,4x96", "--texts=wordnet+it's mine.txt", "--rate=-1"}
+    assert make(tmp_path, "miniatures") == ["miniatures"]
 
 
 def test_only_what_was_typed_is_a_parameter(tmp_path):

@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+import combcomp
 from combcomp.basics import (
     atomic_bytes, atomic_folder, bad_value, check_size, file_hash, outputs_dir, read_json, rel_path,
 )
@@ -169,7 +170,6 @@ def read_miniature(
 # %% ../../nbs/models/00_miniatures.ipynb #a1000013
 def weights_folder() -> Path: # that has `index.json`
     "Where the package keeps the stored miniatures"
-    import combcomp
     return Path(combcomp.__file__).resolve().parent/"weights"
 
 def miniature_index() -> dict: # size -> sha256, parameters, and how it was made

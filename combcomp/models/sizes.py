@@ -103,7 +103,7 @@ PAPER_SIZES = dict(large=(367, 1341), base=(134, 438), medium=(57, 166),
                    small=(45, 115), mini=(19, 45), tiny=(8, 18)) # millions of parameters, MB
 
 def sizes(
-    family:str|None=None, # `bert`, `minilm`, `e5` or `miniature`, all if None; or a name of `ENCODERS`, `hub` for all
+    family:str|None=None, # one of `FAMILIES`, all if None; or a name of `ENCODERS`, `hub` for all
 ): # a DataFrame with a row per size
     "Parameters and fp32 megabytes of every named size, next to what Movva et al. (2022) report"
     import pandas as pd

@@ -288,7 +288,7 @@ def describe_temperature(
 # %% ../../nbs/share/01_model_card.ipynb #94737456
 BASES = dict(minilm="sentence-transformers/all-MiniLM-L6-v2", # hub names of what comes as a package
              e5="intfloat/multilingual-e5-small", miniature="sentence-transformers/all-MiniLM-L6-v2")
-LICENCES = dict(bert="apache-2.0", minilm="apache-2.0", miniature="apache-2.0", e5="mit") # of the named families
+LICENCES = dict(bert="apache-2.0", minilm="apache-2.0", miniature="apache-2.0", e5="mit") # of families
 
 def base_model(row): # a hub name, or None
     "The model that training started from"
@@ -297,7 +297,7 @@ def base_model(row): # a hub name, or None
     name = source(row["family"], row["size"])
     return name if row["family"] in FAMILIES or re.fullmatch(HUB_NAME, name) else None
 
-SEEN = dict(wordnet="WordNet's glosses and examples", glue="the training texts of GLUE") # of `miniature_index`
+SEEN = dict(wordnet="WordNet's glosses and examples", glue="the training texts of GLUE") # by name
 
 def describe_base(row) -> str:
     "The model that training started from, in words"
