@@ -5,7 +5,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "2")  # before anything loads torch
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import json, re, shutil, subprocess, sys
+import functools, json, re, shutil, subprocess, sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -111,6 +111,17 @@ def cache(tmp_path_factory):
         load_task(task, cache=folder)
         find_transfer(task, None, folder, "validation")
     return folder
+
+
+@functools.cache
+def tiny_family():
+    """A real encoder of two layers of 32 dimensions, as a folder: the family of runs that are about machinery
+
+    It is in the project's own cache, so that all processes have one; its teacher is itself with both layers.
+    """
+    from combcomp.models.miniatures import miniature_folder
+
+    return miniature_folder("2x32")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch.nn.utils import parametrize
 
 import combcomp.compress.quantization
+from conftest import tiny_family
 from combcomp import Run, load_results, pack, run, unpack
 from combcomp.spec import SUBSETS, parse
 from combcomp.study.runner import model_file, unfinished
@@ -25,19 +26,20 @@ from combcomp.compress.training import Batches, arguments, build, compress, enco
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 QUIET = lambda *a, **k: None
+TINY = tiny_family()
 
 
 @pytest.fixture(scope="module")
 def accept(tmp_path_factory):
     "(task, tokenizer, 96 encoded examples with stand-in teacher logits, their texts)"
-    task, tok = TASKS["accept"], load_tokenizer("minilm", "l1")
+    task, tok = TASKS["accept"], load_tokenizer(TINY, "l1")
     data = load_task("accept", limit=96, cache=tmp_path_factory.mktemp("cache"))["train"]
     logits = np.random.default_rng(0).normal(size=(len(data), 2)).tolist()
     return task, tok, encode(data.add_column("teacher", logits), tok, task.texts), data
 
 
 def student():
-    return load_model("minilm", "l1", TASKS["accept"].labels)
+    return load_model(TINY, "l1", TASKS["accept"].labels)
 
 
 def state(model):
@@ -172,33 +174,34 @@ def test_no_whole_table_is_rounded_in_a_step(monkeypatch, methods):
         lambda w, *args: (seen.append(w.shape[0]), follow(w, *args))[1],
     )
     model.train()(input_ids=torch.tensor([[101, 2023, 102]])).logits.sum().backward()
-    assert len(seen) == 8 + 3 and max(seen) <= 1536  # the widest linear layer; the table has 30,522 rows
+    assert len(seen) == 8 + 3 and max(seen) <= 128  # the widest linear layer; the table has 30,522 rows
 
 
 def test_a_run_repeats_in_another_process(tmp_path, cache, run_py):
     for seed in (1, 2):
         shutil.copytree(cache, tmp_path / str(seed) / "cache")
+    cfg = Run(family=TINY, size="l1", methods="mp,qat", limit=64, epochs=1)
     code = """
-import sys, transformers; transformers.logging.set_verbosity_error()
+import transformers; transformers.logging.set_verbosity_error()
 from combcomp import Run, run
-row = run(Run(size='l1', methods='mp,qat', limit=64, epochs=1), sys.argv[1] if len(sys.argv) > 1 else OUT)
+row = run(Run(family=FAMILY, size='l1', methods='mp,qat', limit=64, epochs=1), OUT)
 print(row['score'], row['mb_file'], row['nonzeros'])
 """
     results = {
-        run_py(code.replace("OUT", repr(str(tmp_path / str(seed)))), PYTHONHASHSEED=seed).splitlines()[-1]
+        run_py(
+            code.replace("OUT", repr(str(tmp_path / str(seed)))).replace("FAMILY", repr(TINY)),
+            PYTHONHASHSEED=seed,
+        ).splitlines()[-1]
         for seed in (1, 2)
     }
-    files = {
-        model_file(Run(size="l1", methods="mp,qat", limit=64, epochs=1), tmp_path / str(seed)).read_bytes()
-        for seed in (1, 2)
-    }
+    files = {model_file(cfg, tmp_path / str(seed)).read_bytes() for seed in (1, 2)}
     assert len(results) == len(files) == 1
 
 
 def test_a_run_killed_between_its_stages_goes_on_from_there(tmp_path, cache):
     for name in ("killed", "whole"):
         shutil.copytree(cache, tmp_path / name / "cache")
-    cfg = Run(size="l1", task="accept", methods="mp > qat", limit=64, epochs=1)
+    cfg = Run(family=TINY, size="l1", task="accept", methods="mp > qat", limit=64, epochs=1)
 
     class Killed(Exception):
         pass
@@ -310,7 +313,7 @@ def test_options_reach_the_file(methods, accept, tmp_path):
         assert (
             back.config.intermediate_size
             == back.bert.encoder.layer[0].output.dense.in_features
-            == round(1536 * (1 - spec["mp"].neurons))
+            == round(128 * (1 - spec["mp"].neurons))
         )
 
 
@@ -387,7 +390,13 @@ def test_a_folder_is_a_family_and_a_broken_one_leaves_no_row(tmp_path, out):
 
 def test_a_teacher_of_your_own(tmp_path, out):
     cfg = Run(
-        size="l1", task="accept", methods="kd", limit=64, epochs=1, teacher=lay(tmp_path / "fresh", tiny())
+        family=TINY,
+        size="l1",
+        task="accept",
+        methods="kd",
+        limit=64,
+        epochs=1,
+        teacher=lay(tmp_path / "fresh", tiny()),
     )
     with pytest.raises(ValueError, match="never fine-tuned"):
         run(cfg, tmp_path / "out", log=QUIET)
@@ -427,7 +436,7 @@ def test_many_processes_may_try_the_outputs_folder_at_once(tmp_path):
 
 
 def test_done_is_done_and_force_is_force(out):
-    cfg, said = Run(size="l1", task="accept", limit=64, epochs=1), []
+    cfg, said = Run(family=TINY, size="l1", task="accept", limit=64, epochs=1), []
     log = lambda text, **k: said.append(text)
     first = run(cfg, out, log=log)
     assert run(cfg, out, log=log) == first and "is done" in said[-1] and cfg.id in said[-1]

@@ -13,13 +13,22 @@ from combcomp.study.plan import runs
 from combcomp.study.sweep import GridFailed, Sweep, grid, status, work as make_all
 from combcomp.study.schedule import estimate, finished, ordered, remaining
 from combcomp.study.store import load_rows, read_failure, read_row
-from conftest import small_disk
+from conftest import small_disk, tiny_family
 from test_compress_training import lay, tiny
 
 QUIET = lambda *args, **kwargs: None
-FEW = dict(limit=300, epochs=1)
+TINY = tiny_family()
+FEW = dict(family=TINY, size="l1", task="accept", limit=300, epochs=1)
 SHORT = "v1(kd_transfer=100)"  # few steps for small sets, and few texts for the teacher to label
-TODO = runs(["l1"], ["supersense"], ["", "kd,mp,qat", "mp > qat", "ptq"], limit=144, recipe=SHORT)
+TODO = runs(
+    ["l1"],
+    ["supersense"],
+    ["", "kd,mp,qat", "mp > qat", "ptq"],
+    family=TINY,
+    limit=144,
+    epochs=10,
+    recipe=SHORT,
+)
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["combcomp.study.sweep", "combcomp.data.loading", "test_study_sweep"])
@@ -38,7 +47,7 @@ def work(folder, begun=None, lease=None, todo=TODO, checkpoint=1.0):
 
     def log(text, **kwargs):
         nonlocal name
-        if text.startswith("minilm") and " seed " in text and "another" not in text:
+        if text.startswith(TINY) and " seed " in text and "another" not in text:
             name = text
         line = name if text == name else f"saved {name}" if text.startswith("  score") else None
         if begun and line:
@@ -78,15 +87,16 @@ def undisturbed(tmp_path_factory, cache):
 @pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.long) for s in range(1, 10))])
 def test_killed_again_and_again_and_equal_in_the_end(out, undisturbed, seed, request):
     "One grid is killed up to six times; ten grids are, up to ten times each, with --long"
-    chance, kills, seen = random.Random(seed), 0, {}
+    chance, kills, inside, seen = random.Random(seed), 0, 0, {}
     most = 10 if request.config.getoption("--long") else 6
     while True:
-        p = begin(out)
+        p = begin(out, checkpoint=0.1)
         p.join(chance.uniform(0.2, 3.0) if kills < most else None)
         if p.is_alive():
             os.kill(p.pid, signal.SIGKILL)
             p.join()
             kills += 1
+            inside += any((out / "cache" / "unfinished").glob("*/stage-*/checkpoint-*"))
         rows = (
             {f.name: f.read_bytes() for f in (out / "runs").glob("*.json")} if (out / "runs").is_dir() else {}
         )
@@ -97,7 +107,7 @@ def test_killed_again_and_again_and_equal_in_the_end(out, undisturbed, seed, req
         seen = rows
         if p.exitcode == 0:
             break
-    assert kills >= 3 and len(seen) == len(ordered(TODO))
+    assert kills >= 3 and inside and len(seen) == len(ordered(TODO))
     rows, files = contents(out)
     assert (rows, sorted(files)) == (undisturbed[0], sorted(undisturbed[1])) and all(
         files[k] == v for k, v in undisturbed[1].items()
@@ -146,11 +156,14 @@ def full(*args, **kwargs):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_full_disk_stops_the_grid_and_the_same_command_goes_on(workers, tmp_path, cache):
     "On a real small disk, where one can be mounted"
-    with small_disk(tmp_path / "disk", 80, cache) as disk:
-        todo, filler = [Run(size="l1", task="accept", seed=s, **FEW) for s in (0, 1)], disk / "filler"
-        filler.write_bytes(bytes(50 * 10**6))
+    with small_disk(tmp_path / "disk", 6, cache) as disk:
+        few = FEW | dict(family="miniature", size="2x32")  # of a known size
+        todo, filler = [Run(seed=s, **few) for s in (0, 1)], disk / "filler"
+        filler.write_bytes(bytes(4 * 10**6))
         said = []
-        with pytest.raises(DiskError, match=r"MB are free, and minilm l1 .* needs about \d+ MB") as stopped:
+        with pytest.raises(
+            DiskError, match=r"MB are free, and miniature 2x32 .* needs about \d+ MB"
+        ) as stopped:
             grid(todo, disk, workers=workers, log=lambda t, **k: said.append(t))
         assert (
             "NOT ENOUGH" in said[0]
@@ -170,7 +183,7 @@ def test_a_full_disk_stops_the_grid_and_the_same_command_goes_on(workers, tmp_pa
 
 def test_what_no_disk_holds_is_no_failure_of_the_run(out, monkeypatch):
     "The same where no disk can be mounted: the error of the system, injected where the model is written"
-    cfg = Run(size="l1", task="accept", **FEW)
+    cfg = Run(**FEW)
     with monkeypatch.context() as m:
         m.setattr("combcomp.study.runner.pack", full)
         with pytest.raises(DiskError, match="cannot be written .*No space left"):
@@ -184,7 +197,7 @@ def test_what_no_disk_holds_is_no_failure_of_the_run(out, monkeypatch):
 
 
 def test_models_that_nothing_needs_any_more_are_deleted(out):
-    todo = runs(["l1"], ["supersense"], ["kd", "kd,ptq", "mp"], limit=96, recipe=SHORT)
+    todo = runs(["l1"], ["supersense"], ["kd", "kd,ptq", "mp"], family=TINY, limit=96, recipe=SHORT)
     grid(todo, out, log=QUIET, keep="rows")
     assert (
         len([*(out / "runs").iterdir()]) == 4
@@ -194,7 +207,7 @@ def test_models_that_nothing_needs_any_more_are_deleted(out):
 
 
 def test_a_damaged_row_is_made_again(out):
-    cfg, said = Run(size="l1", task="accept", **FEW), []
+    cfg, said = Run(**FEW), []
     grid([cfg], out, log=QUIET)
     whole = (out / "runs" / f"{cfg.id}.json").read_text()
     (out / "runs" / f"{cfg.id}.json").write_text(whole.replace('"score": ', '"score": 1'))
@@ -216,7 +229,7 @@ def test_leftovers_of_dead_processes_are_removed(out):
     (folder / "c").write_text("x")
     os.utime(folder / "c", (0, 0))
     os.utime(folder, (0, 0))
-    grid([Run(size="l1", task="accept", **FEW)], out, log=QUIET)
+    grid([Run(**FEW)], out, log=QUIET)
     assert not old.exists() and not folder.exists()
 
 
@@ -243,7 +256,7 @@ def test_four_processes_and_a_killed_one_make_each_run_once(tmp_path, out, undis
 
 def test_a_process_that_is_silent_for_too_long_loses_its_run(tmp_path, out):
     "As a machine that hangs: its lease runs out, another process takes over, and the first one does not write over what the second made"
-    cfg = Run(size="l1", task="accept", **FEW)
+    cfg = Run(**FEW | dict(limit=3000))
     first = begin(out, tmp_path / "first", 2.0, [cfg])
     while not (tmp_path / "first").is_file():
         time.sleep(0.05)
@@ -268,9 +281,10 @@ def test_stopped_and_continued_around_the_takeover_and_each_run_is_saved_once(tm
 
     Eight stops; 24 with --long."""
     wanted, seeds = (24, 4) if request.config.getoption("--long") else (8, 2)
-    todo = runs(["l1"], ["accept"], ["", "mp", "qat", "mp,qat"], seeds=range(seeds), recipe=SHORT, **FEW)
+    few = dict(family=TINY, limit=1000, epochs=2, recipe=SHORT)
+    todo = runs(["l1"], ["accept"], ["", "mp", "qat", "mp,qat"], seeds=range(seeds), **few)
     log, chance, stops, seen = tmp_path / "log", random.Random(0), 0, {}
-    three = [begin(out, log, 2.0, todo, 0.5) for _ in range(3)]
+    three = [begin(out, log, 1.0, todo, 0.2) for _ in range(3)]
 
     def look():
         for f in (out / "runs").glob("*.json") if (out / "runs").is_dir() else ():
@@ -286,7 +300,7 @@ def test_stopped_and_continued_around_the_takeover_and_each_run_is_saved_once(tm
             for p in some:
                 os.kill(p.pid, signal.SIGSTOP)
             stops += len(some)
-            time.sleep(chance.uniform(1.0, 4.0))
+            time.sleep(chance.uniform(0.5, 2.0))
             for p in some:
                 os.kill(p.pid, signal.SIGCONT)
         time.sleep(chance.uniform(0.1, 0.4))
@@ -300,9 +314,7 @@ def test_stopped_and_continued_around_the_takeover_and_each_run_is_saved_once(tm
 
 def test_a_failed_run_is_told_and_can_be_tried_again(tmp_path, out):
     (tmp_path / "mine").mkdir()
-    good, bad = Run(size="l1", task="accept", **FEW), Run(
-        family=str(tmp_path / "mine"), size="l1", task="accept", **FEW
-    )
+    good, bad = Run(**FEW), Run(**FEW | dict(family=str(tmp_path / "mine")))
     said = []
     with pytest.raises(GridFailed, match="1 of 2 runs were not made") as told:
         grid([bad, good], out, log=lambda t, **k: said.append(t))
@@ -322,7 +334,7 @@ def test_a_failed_run_is_told_and_can_be_tried_again(tmp_path, out):
 
 def test_what_needs_a_failed_teacher_is_blocked(out):
     todo = [
-        Run(size="l1", task="accept", methods=m, limit=32, batch_size=16, recipe="v1(rate=1e-9)")
+        Run(family=TINY, size="l1", methods=m, limit=32, batch_size=16, recipe="v1(rate=1e-9)")
         for m in ("kd", "kd,ptq")
     ]
     with pytest.raises(GridFailed, match="the run that it needs failed"):
@@ -331,7 +343,7 @@ def test_what_needs_a_failed_teacher_is_blocked(out):
 
 
 def test_a_run_that_kills_its_process_fails_and_the_others_are_made(out):
-    deadly, *others = todo = runs(["l1"], ["accept"], ["mp", "", "qat"], **FEW)
+    deadly, *others = todo = [Run(methods=m, **FEW) for m in ("mp", "", "qat")]
     marker, victims, over = out / "leases" / f"{deadly.id}.lease", set(), threading.Event()
 
     def death():
@@ -358,7 +370,7 @@ def test_a_run_that_kills_its_process_fails_and_the_others_are_made(out):
 
 
 def test_a_teacher_and_its_opinion_are_made_once(out):
-    todo = runs(["l1"], ["supersense"], ["kd", "kd,mp", "kd,qat"], limit=160, epochs=0.2, recipe=SHORT)
+    todo = runs(["l1"], ["supersense"], ["kd", "kd,mp", "kd,qat"], family=TINY, limit=160, recipe=SHORT)
     watch = lambda module, name: mock.patch.object(
         sys.modules[f"combcomp.{module}"], name, wraps=getattr(sys.modules[f"combcomp.{module}"], name)
     )
@@ -394,8 +406,8 @@ def test_the_time_left_is_known_after_a_fifth():
 
 def test_a_tracker_gets_the_loss_under_the_name_of_the_methods(out):
     pytest.importorskip("tensorboardX")
-    run(Run(size="l1", task="accept", methods="qat,mp", **FEW), out, log=QUIET, report_to="tensorboard")
+    run(Run(methods="qat,mp", **FEW), out, log=QUIET, report_to="tensorboard")
     (events,) = (out / "trackers").rglob("events*")
     assert events.parent.name == "mp,qat" and b"train/loss" in events.read_bytes()
     with pytest.raises(ImportError, match="pip install"):
-        run(Run(size="l1", task="accept", **FEW), out, log=QUIET, report_to="wandb")
+        run(Run(**FEW), out, log=QUIET, report_to="wandb")
