@@ -5,6 +5,7 @@ from dataclasses import fields
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import tiny_family
 
 from combcomp import Run, load_results, run, unpack
 from combcomp.spec import RECIPES, Recipe, recipe_of
@@ -17,7 +18,8 @@ from combcomp.data.wordnet import wordnet
 from combcomp.data.loading import load_task
 
 QUIET = lambda *args, **kwargs: None
-FEW = dict(size="l1", limit=64, epochs=1)
+TINY = tiny_family()
+FEW = dict(family=TINY, size="l1", limit=64, epochs=1)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -76,14 +78,14 @@ def test_a_compressed_regression_is_what_its_file_says(out):
     row = run(cfg, out, log=QUIET)
     task, data = task_of("glosssim"), load_task("glosssim")["validation"]
     predicted, labels = load_predictions(cfg.id, out)
-    again = predict(unpack(model_file(cfg, out)), load_tokenizer("minilm", "l1"), data, task.texts)
+    again = predict(unpack(model_file(cfg, out)), load_tokenizer(TINY, "l1"), data, task.texts)
     assert np.array_equal(again[:, 0], predicted) and np.allclose(labels, data["label"])
     assert abs(predicted.mean() - labels.mean()) < 0.2, "it begins at the mean of the labels"
     assert row["epochs_trained"] == 1 and row["steps"] == 2
 
 
 def test_small_sets_are_passed_over_until_there_are_steps(out):
-    row = run(Run(size="l1", task="accept", limit=32), out, log=QUIET)
+    row = run(Run(family=TINY, size="l1", task="accept", limit=32), out, log=QUIET)
     assert row["epochs_trained"] == Recipe().max_epochs and row["steps"] == 20
     assert row["learning_rate"] == Recipe().rate
 
@@ -100,8 +102,7 @@ def test_glue_without_a_limit_has_no_transfer_texts():
 @pytest.mark.parametrize("task, same", [("accept", True), ("glosssim", False)])
 def test_a_rate_for_pairs_changes_tasks_of_two_texts_alone(out, task, same):
     second, third = (
-        Run(size="l1", task=task, limit=64, epochs=1, batch_size=16, recipe=recipe)
-        for recipe in ("v2", "v2(pairs=0.4)")
+        Run(task=task, batch_size=16, recipe=recipe, **FEW) for recipe in ("v2", "v2(pairs=0.4)")
     )
     rates = [run(cfg, out, log=QUIET)["learning_rate"] for cfg in (second, third)]
     a, b = (unpack(model_file(cfg, out)).state_dict() for cfg in (second, third))

@@ -5,7 +5,7 @@ import json, lzma
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import REPO
+from conftest import REPO, tiny_family
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
@@ -30,7 +30,8 @@ from combcomp.study.runner import model_file
 from combcomp.study.store import load_predictions, read_row
 
 QUIET = lambda *args, **kwargs: None
-FEW = dict(size="l1", task="accept", limit=96, epochs=1)
+TINY = tiny_family()
+FEW = dict(family=TINY, size="l1", task="accept", limit=96, epochs=1)
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +122,8 @@ def test_the_tokenizer_travels_with_the_model(trained, tmp_path):
 
 def test_size_and_parameters_are_those_of_the_small_table(trained):
     cfg, out = trained
-    row, whole = read_row(cfg.id, out), load_model("minilm", "l1", ("no", "yes")).num_parameters()
-    assert row["parameters"] == whole - (30522 - 3000) * 384
+    row, whole = read_row(cfg.id, out), load_model(TINY, "l1", ("no", "yes")).num_parameters()
+    assert row["parameters"] == whole - (30522 - 3000) * 32
     assert row["mb_file"] * 1e6 == model_file(cfg, out).stat().st_size
     assert (
         inspect(model_file(cfg, out))["version"] == 2
@@ -143,7 +144,8 @@ def test_quantizing_after_training_reads_the_trimmed_tokenizer(tmp_path):
 
 
 def test_a_student_is_trimmed_and_its_teacher_is_not(tmp_path):
-    cfg = Run(size="l1", methods="kd(transfer=50),vocab(rows=3000)", limit=96, recipe="v2(min_steps=30)")
+    methods, recipe = "kd(transfer=50),vocab(rows=3000)", "v2(min_steps=30)"
+    cfg = Run(family=TINY, size="l1", methods=methods, limit=96, recipe=recipe)
     row = run(cfg, tmp_path, log=QUIET)
     sizes = {inspect(p)["config"]["vocab_size"] for p in (tmp_path / "models").glob("*.safetensors")}
     assert sizes == {3000, 30522} and row["transfer_examples"] == 50
@@ -192,7 +194,7 @@ def test_a_unigram_vocabulary_is_trimmed_like_any_other(tmp_path):
     "An encoder of one's own with such a tokenizer, from training to a file that predicts the same"
     data = load_task("accept")
     whole = unigram_encoder(tmp_path / "mine", data["train"]["sentence"])
-    cfg = Run(family=str(tmp_path / "mine"), methods="qat,vocab(rows=900)", **FEW | dict(size="full"))
+    cfg = Run(methods="qat,vocab(rows=900)", **{**FEW, "family": str(tmp_path / "mine"), "size": "full"})
     row = run(cfg, tmp_path / "out", log=QUIET)
     file = model_file(cfg, tmp_path / "out")
     trimmed, texts = stored_tokenizer(file), data["validation"]["sentence"][:]

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from IPython.utils.capture import capture_output
 
+from conftest import tiny_family
 from combcomp.spec import portable, resolve_task, Run, TASKS
 from combcomp.study.explorer import explorer
 from combcomp.ship.runtimes import export, load_exported
@@ -31,6 +32,7 @@ from combcomp.study.reductions import study_rows
 from combcomp.data.loading import load_task, transfer_note, transfer_set
 
 silent = lambda *a, **k: None
+TINY = tiny_family()
 
 
 def words(n):
@@ -85,19 +87,15 @@ def test_a_row_is_read_back_when_the_file_is_gone_and_its_task_from_the_copy(rev
 
 
 def test_kd_mp_qat_through_grid_export_and_statistics(reviews, out):
-    task = own(reviews, label="Verdict, final")
-    table = grid(
-        runs(["l1"], [task], ["", "kd,mp,qat"], limit=48, epochs=1, batch_size=8), out, workers=1, log=silent
-    )
-    rows = study_rows(load_results(out), tasks=task, limits=48, epochs=1, batch_size=8)
+    task, few = own(reviews, label="Verdict, final"), dict(family=TINY, limit=48, epochs=1, batch_size=8)
+    table = grid(runs(["l1"], [task], ["", "kd,mp,qat"], **few), out, workers=1, log=silent)
+    rows = study_rows(load_results(out), TINY, tasks=task, limits=48, epochs=1, batch_size=8)
     assert len(table) == len(rows) == 2
     with capture_output():
         controls = explorer(rows, tasks=f"file:{reviews}?label=Verdict%2C final")
     assert [box.description for box in controls.tasks.values()] == [reviews.name]
-    cfg = Run(task=task, methods="kd,mp,qat", limit=48, epochs=1, batch_size=8)
-    about = export(
-        unpack(model_file(cfg, out)), out / "shipped", "onnx", load_tokenizer("minilm", "l1"), task
-    )
+    cfg = Run(size="l1", task=task, methods="kd,mp,qat", **few)
+    about = export(unpack(model_file(cfg, out)), out / "shipped", "onnx", load_tokenizer(TINY, "l1"), task)
     assert about["parity"]["equal"] >= 0.99 and load_exported(out / "shipped").predict(["a fine text"])[0][
         "label"
     ] in ("person", "animal")

@@ -4,7 +4,7 @@ import copy, json, os, subprocess, sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt, numpy as np, papermill, pytest
-from conftest import REPO
+from conftest import REPO, tiny_family
 from nbclient import NotebookClient
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
@@ -12,7 +12,9 @@ from papermill.parameterize import parameterize_notebook
 from combcomp import Run, load_results
 from combcomp.study.store import load_predictions, save_predictions
 
-SMALL = dict(size="l1", task="accept", limit=64, epochs=1.0)
+TINY = tiny_family()
+SMALL = dict(family=TINY, size="l1", task="accept", limit=64, epochs=1.0)
+GRID = dict(family=TINY, sizes="l1", tasks="accept", limits="accept=64", epochs=1.0)
 
 
 def execute(args, cwd, notebook="run", **kwargs):
@@ -83,6 +85,7 @@ def test_without_an_output_path_and_redirected(tmp_path, out):
         flags(
             methods="kd,qat",
             outputs=out,
+            family=TINY,
             size="l1",
             limit=160,
             epochs=1,
@@ -94,13 +97,13 @@ def test_without_an_output_path_and_redirected(tmp_path, out):
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout)["nbformat"] == 4
     table = load_results(out).set_index(["size", "methods"])
-    assert [*table.index] == [("l1", ""), ("l1", "kd,qat"), ("l6", "")]
+    assert [*table.index] == [("full", ""), ("l1", ""), ("l1", "kd,qat")]
     assert table.loc[("l1", "kd,qat"), "mb_onnx"] < 0.3 * table.loc[("l1", ""), "mb_onnx"] and table[
         "mb_onnx"
-    ].isna().tolist() == [False, False, True]
+    ].isna().tolist() == [True, False, False]
     assert (
         table.loc[("l1", "kd,qat"), "train_examples"] > 160
-        and table.loc[("l1", "kd,qat"), "teacher_score"] == table.loc[("l6", ""), "score"]
+        and table.loc[("l1", "kd,qat"), "teacher_score"] == table.loc[("full", ""), "score"]
     )
 
 
@@ -171,7 +174,7 @@ def test_result_notebooks_tell_what_is_wrong(tmp_path, monkeypatch, notebook, wr
 
 
 def test_a_small_grid(tmp_path, out):
-    what = dict(sizes="l1", tasks="accept", methods="mp; ptq", limits="accept=64", epochs=1.0)
+    what = GRID | dict(methods="mp; ptq")
     done = execute(
         [
             tmp_path / "dry.ipynb",
@@ -265,7 +268,7 @@ STUDY = dict(tasks="accept", limits="accept=1000")
     "notebook, parameters",
     [
         ("run", dict(methods="qat", **SMALL)),
-        ("grid", dict(sizes="l1", tasks="accept", methods="mp", limits="accept=64", epochs=1.0)),
+        ("grid", dict(methods="mp", **GRID)),
         ("explore", STUDY),
         ("table1", STUDY),
         ("figure1", STUDY),
