@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psutil, pytest
 
-from conftest import small_disk
+from conftest import small_disk, tiny_family
 
 from combcomp import Run
 from combcomp.basics import DiskError
@@ -15,6 +15,7 @@ from combcomp.study.sweep import grid
 from combcomp.study.store import read_row
 
 QUIET = lambda *args, **kwargs: None
+TINY = tiny_family()
 FEW = dict(limit=300, epochs=1)
 
 
@@ -28,7 +29,7 @@ def ray():
 
 
 def test_ray_on_machines_that_do_not_share_a_folder(ray, out):
-    todo = runs(["l1"], ["accept"], ["qat", "ptq"], **FEW)
+    todo = runs(["l1"], ["accept"], ["qat", "ptq"], family=TINY, **FEW)
     said, places = [], lambda: {*Path(tempfile.gettempdir()).glob("combcomp-grid-*")}
     before, seen = places(), []
 
@@ -50,7 +51,7 @@ def test_ray_on_machines_that_do_not_share_a_folder(ray, out):
 def test_ray_survives_a_killed_worker(ray, tmp_path, out):
     "The worker is killed between two checkpoints of a run, and the run's model is that of one that was never killed"
     todo, killed, over = (
-        runs(["l1"], ["supersense"], ["", "mp > qat"], limit=200, recipe="v1"),
+        runs(["l1"], ["supersense"], ["", "mp > qat"], family=TINY, limit=200, epochs=20, recipe="v1"),
         [],
         threading.Event(),
     )
@@ -65,11 +66,11 @@ def test_ray_survives_a_killed_worker(ray, tmp_path, out):
             if workers and [*(out / "cache" / "unfinished").rglob("whole.json")]:
                 workers[0].kill()
                 killed.append(workers[0].pid)
-            time.sleep(0.2)
+            time.sleep(0.05)
 
     threading.Thread(target=death, daemon=True).start()
     try:
-        table = grid(todo, out, engine="ray", log=QUIET, checkpoint=1.0)
+        table = grid(todo, out, engine="ray", log=QUIET, checkpoint=0.1)
     finally:
         over.set()
     assert killed and table["id"].tolist() == [c.id for c in todo]
@@ -83,9 +84,10 @@ def test_ray_survives_a_killed_worker(ray, tmp_path, out):
 
 def test_a_full_disk_of_a_worker_ends_the_grid_with_its_own_words(ray, tmp_path, cache):
     "On a real small disk, where one can be mounted; no run counts as failed"
-    with small_disk(tmp_path / "disk", 30, cache) as disk:
-        with pytest.raises(DiskError, match="MB are free, and minilm l1 .* needs about") as stopped:
-            grid([Run(size="l1", task="accept", **FEW)], disk, engine="ray", log=QUIET)
+    with small_disk(tmp_path / "disk", 2, cache) as disk:
+        with pytest.raises(DiskError, match="MB are free, and miniature 2x32 .* needs about") as stopped:
+            cfg = Run(family="miniature", size="2x32", task="accept", **FEW)
+            grid([cfg], disk, engine="ray", log=QUIET)
         assert "ray::" not in str(stopped.value) and not (disk / "failures").exists()
 
 
