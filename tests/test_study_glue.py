@@ -1,7 +1,6 @@
 "The notebook of GLUE studies on a small study with known answers: what was not learned, twelve configurations, two sizes"
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest
-from execnb.shell import CaptureShell
 
 from combcomp.study import figures
 from conftest import NBS, code_of
@@ -188,13 +187,5 @@ def test_many_predictions_are_those_of_each_run(rows, folder):
 
 
 def test_without_rows_it_says_how_to_make_them(folder):
-    "As it is committed, the notebook ends without an error; what someone asked for with parameters is one"
-    cells = [c.replace('"miniature"', '"unmade"') for c in code_of(NBS / "glue.ipynb")]
-    shell = CaptureShell()
-    shown = [shell.run(cell) for cell in cells]
-    assert not shell.exc
-    (text,) = [o["text"] for outputs in shown for o in outputs]
-    said = "".join(text)
-    assert said.startswith("no rows of unmade with tasks=cola,") and "combcomp grid" in said
     with pytest.raises(ValueError, match="no rows of miniature with tasks=cola .*combcomp grid"):
         run_cells(code_of(NBS / "glue.ipynb"), results=str(folder), tasks="cola", limits="100")
