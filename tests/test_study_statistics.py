@@ -340,7 +340,7 @@ def test_a_stale_figure_or_table_is_noticed(tmp_path):
 QUOTE = re.compile(r'\("([+-]?\d[\d.,]*)", ')
 
 
-@pytest.mark.parametrize("notebook", ["findings", "table1", "figure1", "index"])
+@pytest.mark.parametrize("notebook", ["findings", "table1", "figure1", "glue", "index"])
 def test_every_number_of_the_conclusions_is_checked(notebook):
     "A paragraph with decimal numbers has a hidden cell that compares them with the rows, and quotes nothing else"
     cells = json.loads((check_sync.ROOT / "nbs" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
