@@ -84,6 +84,11 @@ def undisturbed(tmp_path_factory, cache):
     return contents(folder)
 
 
+def checkpointed(folder):
+    "Has a run been interrupted after a checkpoint?"
+    return any((folder / "cache" / "unfinished").glob("*/stage-*/checkpoint-*"))
+
+
 @pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.long) for s in range(1, 10))])
 def test_killed_again_and_again_and_equal_in_the_end(out, undisturbed, seed, request):
     "One grid is killed up to six times; ten grids are, up to ten times each, with --long"
@@ -91,12 +96,14 @@ def test_killed_again_and_again_and_equal_in_the_end(out, undisturbed, seed, req
     most = 10 if request.config.getoption("--long") else 6
     while True:
         p = begin(out, checkpoint=0.1)
-        p.join(chance.uniform(0.2, 3.0) if kills < most else None)
+        while not kills and p.is_alive() and not checkpointed(out):
+            time.sleep(0.01)  # the first one in the middle of a training
+        p.join((chance.uniform(0.2, 3.0) if kills else 0) if kills < most else None)
         if p.is_alive():
             os.kill(p.pid, signal.SIGKILL)
             p.join()
             kills += 1
-            inside += any((out / "cache" / "unfinished").glob("*/stage-*/checkpoint-*"))
+            inside += checkpointed(out)
         rows = (
             {f.name: f.read_bytes() for f in (out / "runs").glob("*.json")} if (out / "runs").is_dir() else {}
         )
