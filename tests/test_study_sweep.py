@@ -96,9 +96,10 @@ def test_killed_again_and_again_and_equal_in_the_end(out, undisturbed, seed, req
     most = 10 if request.config.getoption("--long") else 6
     while True:
         p = begin(out, checkpoint=0.1)
+        if kills:
+            p.join(chance.uniform(0.2, 3.0) if kills < most else None)
         while not kills and p.is_alive() and not checkpointed(out):
-            time.sleep(0.01)  # the first one in the middle of a training
-        p.join((chance.uniform(0.2, 3.0) if kills else 0) if kills < most else None)
+            time.sleep(0.01)  # the first kill is in the middle of a training
         if p.is_alive():
             os.kill(p.pid, signal.SIGKILL)
             p.join()

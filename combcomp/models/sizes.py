@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BERT', 'VOCAB', 'POSITIONS', 'TYPES', 'VOCABULARIES', 'ROBERTA', 'ELECTRA', 'DISTILBERT', 'DEBERTA', 'MODERN',
            'ETTIN', 'ENCODERS', 'PAPER_SIZES', 'embedding_parameters', 'encoder_parameters', 'pretraining_parameters',
-           'shaped', 'short_name', 'encoder_size', 'sizes', 'kept_layers']
+           'shaped', 'short_name', 'encoder_size', 'family_shape', 'sizes', 'kept_layers']
 
 # %% ../../nbs/models/01_sizes.ipynb #76a80684
 from ..basics import bad_value
@@ -102,6 +102,16 @@ def encoder_size(
 PAPER_SIZES = dict(large=(367, 1341), base=(134, 438), medium=(57, 166),
                    small=(45, 115), mini=(19, 45), tiny=(8, 18)) # millions of parameters, MB
 
+def family_shape(
+    family:str, size:str, # as in `Run`
+) -> tuple|None: # (layers, hidden); None for a family without named sizes
+    "The depth and width of a size"
+    if family == "bert":
+        return BERT[size]
+    if family == "miniature":
+        return miniature_shape(size)
+    return (int(size[1:]), 384) if family in ("minilm", "e5") else None
+
 def sizes(
     family:str|None=None, # one of `FAMILIES`, all if None; or a name of `ENCODERS`, `hub` for all
 ): # a DataFrame with a row per size
@@ -112,9 +122,7 @@ def sizes(
         return pd.DataFrame([encoder_size(name) for name in names])
     if family not in (None, *FAMILIES):
         bad_value("sizes", "family", family, (*FAMILIES, "hub", *ENCODERS))
-    shapes = {("bert", s): BERT[s] for s in FAMILIES["bert"]}
-    shapes |= {(f, s): (int(s[1:]), 384) for f in ("minilm", "e5") for s in FAMILIES[f]}
-    shapes |= {("miniature", s): miniature_shape(s) for s in FAMILIES["miniature"]}
+    shapes = {(f, s): family_shape(f, s) for f in FAMILIES for s in FAMILIES[f]}
     rows = []
     for (name, size), (layers, hidden) in shapes.items():
         vocabulary = VOCABULARIES.get(name, VOCAB)

@@ -16,8 +16,7 @@ from importlib.resources import files
 from combcomp.spec import (
     canonical, FAMILIES, info_of, KD, METHODS, parse, recipe_epochs, recipe_of, Run, teacher_run,
 )
-from ..models.miniatures import miniature_shape
-from ..models.sizes import BERT, encoder_parameters
+from ..models.sizes import encoder_parameters, family_shape
 from ..data.tasks import task_of
 from ..data.loading import count_data, held_out_rows
 
@@ -78,13 +77,9 @@ def data_of(
     return table[task] if task in table else count_data(task_of(task))
 
 # %% ../../nbs/study/02_schedule.ipynb #8f6ab7b9
-def shape(cfg:Run) -> tuple|None: # (layers, hidden); None for another family
+def shape(cfg:Run) -> tuple|None: # as of `family_shape`
     "The depth and width of a model"
-    if cfg.family == "bert":
-        return BERT[cfg.size]
-    if cfg.family == "miniature":
-        return miniature_shape(cfg.size)
-    return (int(cfg.size[1:]), 384) if cfg.family in ("minilm", "e5") else None
+    return family_shape(cfg.family, cfg.size)
 
 def forward_flops(
     cfg:Run,
