@@ -61,7 +61,7 @@ class Sweep:
             else:
                 self.damaged.add(id)
         self.failed = listed("failures", ".json") & wanted
-        self.leases = {p.name.removesuffix(".lease"): p.stat().st_mtime for p in self.scan("leases")}
+        self.leases = self.lease_times()
         return self
 
     def scan(self, kind:str) -> list: # of `os.DirEntry`
@@ -70,6 +70,16 @@ class Sweep:
             return [entry for entry in os.scandir(self.outputs/kind) if entry.is_file()]
         except FileNotFoundError:
             return []
+
+    def lease_times(self) -> dict: # id -> when its lease was renewed
+        "The leases that are there; one that another process gives back meanwhile is left out"
+        times = {}
+        for entry in self.scan("leases"):
+            try:
+                times[entry.name.removesuffix(".lease")] = entry.stat().st_mtime
+            except FileNotFoundError:
+                pass
+        return times
 
     def state(self, run:Run) -> str:
         "done, failed, blocked (its teacher failed), running or waiting"
