@@ -907,7 +907,8 @@ def parser() -> Parser:
     for name, command in COMMANDS.items():
         epilog = "\n  ".join(["examples:", *command.examples])
         if "methods" in command.options:
-            epilog += "\n\nmethods:" + "".join(f"\n  {i.name:<5}{i.label}" for i in METHODS.values())
+            width = max(map(len, METHODS)) + 2
+            epilog += "\n\nmethods:" + "".join(f"\n  {n:<{width}}{i.label}" for n, i in METHODS.items())
         text = command.run.__doc__
         one = subparsers.add_parser(name, help=text, description=text, epilog=epilog, **form)
         for k, option in command.options.items():
