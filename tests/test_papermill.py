@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, papermill, pytest
 from conftest import REPO, tiny_family
 from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
@@ -173,21 +174,10 @@ def test_result_notebooks_tell_what_is_wrong(tmp_path, monkeypatch, notebook, wr
     assert message in error_of(notebook, **where, **wrong)
 
 
-def test_a_small_grid(tmp_path, out):
+def test_a_small_grid(tmp_path, out, capsys):
     what = GRID | dict(methods="mp; ptq")
-    done = execute(
-        [
-            tmp_path / "dry.ipynb",
-            *flags(**what, outputs=tmp_path / "dry", dry_run=True),
-            "--stdout-file",
-            "-",
-        ],
-        tmp_path,
-        "grid",
-    )
-    assert done.returncode == 0 and "2 runs" in done.stdout and not (tmp_path / "dry").exists(), done.stderr[
-        -3000:
-    ]
+    assert error_of("grid", **what, outputs=tmp_path / "dry", dry_run=True) is None
+    assert "2 runs" in capsys.readouterr().out and not (tmp_path / "dry").exists()
     done = execute(
         [tmp_path / "out.ipynb", *flags(**what, outputs=out, workers=2), "--stdout-file", "-"],
         tmp_path,
@@ -261,6 +251,15 @@ def few(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory):
+    "A kernel for one notebook after the other, since it takes seconds to load the libraries; `%reset` clears its names"
+    client = NotebookClient(new_notebook(), timeout=600, kernel_name="python3", store_widget_state=False)
+    env = {**os.environ, "IN_TEST": "1", "TMPDIR": str(tmp_path_factory.mktemp("kernel"))}
+    with client.setup_kernel(env=env, cwd=str(REPO / "nbs")):
+        yield client
+
+
 STUDY = dict(tasks="accept", limits="accept=1000")
 
 
@@ -278,7 +277,7 @@ STUDY = dict(tasks="accept", limits="accept=1000")
         ("speed", {}),
     ],
 )
-def test_a_notebook_runs_twice_in_one_kernel(tmp_path, request, notebook, parameters):
+def test_a_notebook_runs_twice_in_one_kernel(kernel, request, notebook, parameters):
     "Run All, and Run All again: what the first pass left in the kernel is no unknown parameter"
     if notebook in ("run", "grid"):
         parameters = dict(parameters, outputs=str(request.getfixturevalue("out")))
@@ -288,15 +287,12 @@ def test_a_notebook_runs_twice_in_one_kernel(tmp_path, request, notebook, parame
     first, second = notebook.cells, copy.deepcopy(notebook.cells)
     for i, cell in enumerate(second):
         cell.id = f"again-{i}"
-    notebook.cells = first + second
-    client = NotebookClient(
-        notebook,
-        timeout=600,
-        kernel_name="python3",
-        store_widget_state=False,
-        resources={"metadata": {"path": str(REPO / "nbs")}},
-    )
-    client.execute(env={**os.environ, "IN_TEST": "1", "TMPDIR": str(tmp_path)})
+    fresh = ["%reset -f", "assert not [name for name in globals() if 'parameters' in name]"]
+    notebook.cells = [*map(new_code_cell, fresh), *first, *second]
+    kernel.nb = notebook
+    kernel.reset_execution_trackers()
+    for i, cell in enumerate(notebook.cells):
+        kernel.execute_cell(cell, i)
     words = lambda cells: [
         o["data"]["text/markdown"]
         for c in cells
