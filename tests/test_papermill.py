@@ -130,7 +130,7 @@ def test_wrong_parameters_fail_before_anything_is_done(tmp_path, monkeypatch, wr
     "notebook, wrong, message",
     [
         ("run", dict(metods="kd"), "did you mean 'methods'"),
-        ("grid", dict(methods="qat; kd,mpp", dry_run=True), "did you mean 'mp'"),
+        ("grid", dict(size="l1"), "did you mean 'sizes'"),
         ("findings", dict(tolerence=1), "did you mean 'tolerance'"),
     ],
 )
