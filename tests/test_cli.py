@@ -9,7 +9,7 @@ import papermill, pytest
 
 from combcomp import Run, __version__, cli
 from combcomp.study.store import load_results, read_failure, read_row, summary
-from conftest import REPO
+from conftest import REPO, tiny_family
 
 SMALL = dict(size="l1", task="accept", limit=64, epochs=1.0)
 QAT = Run(methods="qat", **SMALL)
@@ -350,7 +350,10 @@ def test_folders_that_are_no_classifier(tmp_path):
     torch.save(model.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
     (tmp_path / "empty").mkdir()
     for name, why in (
-        ("albert", "pack: folder='albert' is not allowed; folder is an encoder of one of the supported types"),
+        (
+            "albert",
+            "pack: folder='albert' is not allowed; folder is an encoder of one of the supported types",
+        ),
         ("headless", "no fine-tuned classifier"),
         ("empty", "no config.json"),
     ):
@@ -571,21 +574,10 @@ def test_output_that_cannot_show_a_character(made, tmp_path, monkeypatch):
 
 
 def test_ctrl_c_ends_in_130_and_the_same_command_goes_on(out):
-    cfg = Run(methods="mp > qat", size="l1", task="accept", limit=400, epochs=4.0)
-    words = [
-        "run",
-        cfg.methods,
-        "--size",
-        "l1",
-        "--task",
-        "accept",
-        "--limit",
-        "400",
-        "--epochs",
-        "4",
-        "--outputs",
-        str(out),
-    ]
+    few = dict(family=tiny_family(), size="l1", task="accept", limit=400, epochs=12.0, outputs=str(out))
+    words = ["run", "mp > qat", *(x for k, v in few.items() for x in (f"--{k}", str(v)))]
+    del few["outputs"]
+    cfg = Run(methods="mp > qat", **few)
     child = subprocess.Popen(
         [sys.executable, "-m", "combcomp", *words],
         cwd=REPO,

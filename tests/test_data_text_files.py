@@ -75,7 +75,9 @@ def test_the_id_is_the_same_wherever_the_file_lies_and_another_when_it_was_edite
 def test_a_row_is_read_back_when_the_file_is_gone_and_its_task_from_the_copy(reviews, out):
     here = out / "mine.csv"
     shutil.copy(reviews, here)
-    cfg = resolve_task(Run(task=f"file:{here}?label=Verdict, final", limit=32, epochs=1))
+    cfg = resolve_task(
+        Run(family=TINY, size="l1", task=f"file:{here}?label=Verdict, final", limit=32, epochs=1)
+    )
     row = run(cfg, out, log=silent)
     here.unlink()
     assert read_row(cfg.id, out) == row and Run(**{k: row[k] for k in asdict(cfg)}) == cfg
@@ -108,7 +110,8 @@ def test_pairs_and_numbers_through_a_whole_run(out):
         for a, b, y in zip(data["gloss1"], data["gloss2"], data["label"])
     ]
     (out / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    row = run(Run(task=f"file:{out/'pairs.jsonl'}", methods="qat", epochs=1), out, log=silent)
+    cfg = Run(family=TINY, size="l1", task=f"file:{out/'pairs.jsonl'}", methods="qat", epochs=1)
+    row = run(cfg, out, log=silent)
     assert row["metric"] == "pearson" and "kind=regression" in row["task"] and row["majority"] == 0
     predicted, labels = load_predictions(row["id"], out)
     assert (
@@ -129,7 +132,8 @@ def test_another_language_is_not_augmented_and_says_so(out, capsys):
     with open(out / "deutsch.csv", "w", newline="", encoding="utf-8") as f:
         csv.writer(f).writerows([("text", "label"), *((t, "ja" if "von" in t else "nein") for t in texts)])
     said = []
-    cfg = resolve_task(Run(task=f"file:{out/'deutsch.csv'}", methods="kd", epochs=2, batch_size=4))
+    few = dict(family=TINY, size="l1", methods="kd", epochs=2, batch_size=4)
+    cfg = resolve_task(Run(task=f"file:{out/'deutsch.csv'}", **few))
     row = run(cfg, out, log=lambda *a, **k: said.append(" ".join(map(str, a))))
     assert "language=other" in cfg.task and row["train_examples"] == len(
         own_data(cfg.task, out / "cache")["train"]
@@ -151,6 +155,12 @@ def test_papermill_takes_a_file(reviews, out):
             "-p",
             "methods",
             "qat",
+            "-p",
+            "family",
+            TINY,
+            "-p",
+            "size",
+            "l1",
             "-p",
             "limit",
             "32",

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import tiny_family
 
 from combcomp import cli
 from combcomp.compress.methods import Method
@@ -46,6 +47,7 @@ from combcomp.study.store import read_row
 from combcomp.study.sweep import grid
 
 QUIET = lambda *args, **kwargs: None
+TINY = tiny_family()
 ALL = (
     "",
     "kd",
@@ -150,7 +152,7 @@ def test_it_is_applied_in_its_place(tilt):
 
 
 def test_it_trains_and_is_packed(tilt, out):
-    few = dict(size="l1", limit=64, epochs=1, batch_size=16)
+    few = dict(family=TINY, size="l1", limit=64, epochs=1, batch_size=16)
     cfg = Run(methods="tilt,mp,qat", **few)
     run(Run(**few), out, log=QUIET)
     row = run(cfg, out, log=QUIET)
@@ -159,7 +161,7 @@ def test_it_trains_and_is_packed(tilt, out):
     assert Tilted.hooks.count("loss") == row["steps"] == 4
     model, task = unpack(model_file(cfg, out)), task_of("supersense")
     data = load_task("supersense", limit=64, cache=out / "cache")["validation"]
-    logits = predict(model, load_tokenizer("minilm", "l1"), data, task.texts)
+    logits = predict(model, load_tokenizer(TINY, "l1"), data, task.texts)
     assert (logits.argmax(-1) == np.array(data["label"])).mean() * 100 == pytest.approx(row["score"])
     text = card(row, out)
     assert "- *tilting*.\n" in text and "- tilting\n" in text and "*magnitude pruning*" in text
@@ -299,7 +301,8 @@ def tones(tmp_path, monkeypatch):
 
     register(MethodInfo(of_their_own.Lean, of_their_own.Leaning, order=20, label="leaning"))
     register_task(Task("tones", ("text",), ("bad", "good"), data=of_their_own.tones))
-    yield [Run(task="tones", methods=m, epochs=1) for m in ("lean", "lean(weight=0.1),qat")]
+    few = dict(family=TINY, size="l1", task="tones", epochs=1)
+    yield [Run(methods=m, **few) for m in ("lean", "lean(weight=0.1),qat")]
     del TASKS["tones"], sys.modules["of_their_own"]
     unregister("lean")
 
