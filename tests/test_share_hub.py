@@ -19,7 +19,7 @@ from combcomp.study.bootstrap import bootstrap_scores
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 READS = dict(max_length=128, pairs=False, cased=False)
-CFG = Run(size="l1", task="accept", methods="mp,qat", limit=64, epochs=1)
+CFG = Run(family="miniature", size="2x32", task="accept", methods="mp,qat", limit=64, epochs=1)
 TEXTS = ["We ate on the terrace", "We on ate the terrace", "a tall tree, a kind of plant", "word " * 300]
 
 
@@ -86,7 +86,7 @@ def test_round_trip(saved, packed, row, logits):
     }
     assert (
         config["combcomp"] == dict(run=CFG.id, methods="mp,qat", task="accept", **READS)
-        and config["num_hidden_layers"] == 1
+        and config["num_hidden_layers"] == 2
     )
 
 
@@ -124,8 +124,8 @@ def test_transformers_alone_does_not_read_it(saved):
 def test_a_regression_answers_with_numbers(tmp_path):
     from combcomp.models.encoders import load_model, load_tokenizer
 
-    pack(load_model("minilm", "l1", None).eval(), tmp_path / "model.safetensors")
-    load_tokenizer("minilm", "l1").save_pretrained(tmp_path)
+    pack(load_model("miniature", "2x32", None).eval(), tmp_path / "model.safetensors")
+    load_tokenizer("miniature", "2x32").save_pretrained(tmp_path)
     (answer,) = (loaded := combcomp.load(tmp_path)).predict([("one gloss", "another")])
     assert (
         answer == dict(label=None, score=float(loaded.logits([("one gloss", "another")])[0, 0]))
@@ -189,7 +189,7 @@ def test_no_folder_leaves_the_machine(packed, row, tmp_path):
     secret = tmp_path / "private-folder"
     from combcomp.models.encoders import source
 
-    family = shutil.copytree(source("minilm", "l1"), secret / "my-bert")
+    family = shutil.copytree(source("miniature", "2x32"), secret / "my-bert")
     settings = json.loads((family / "tokenizer_config.json").read_text())
     (family / "tokenizer_config.json").write_text(
         json.dumps(
