@@ -30,10 +30,10 @@ TINY = tiny_family()
 
 
 @pytest.fixture(scope="module")
-def accept(tmp_path_factory):
+def accept(cache):
     "(task, tokenizer, 96 encoded examples with stand-in teacher logits, their texts)"
     task, tok = TASKS["accept"], load_tokenizer(TINY, "l1")
-    data = load_task("accept", limit=96, cache=tmp_path_factory.mktemp("cache"))["train"]
+    data = load_task("accept", limit=96, cache=cache)["train"]
     logits = np.random.default_rng(0).normal(size=(len(data), 2)).tolist()
     return task, tok, encode(data.add_column("teacher", logits), tok, task.texts), data
 
@@ -178,24 +178,22 @@ def test_no_whole_table_is_rounded_in_a_step(monkeypatch, methods):
 
 
 def test_a_run_repeats_in_another_process(tmp_path, cache, run_py):
-    for seed in (1, 2):
-        shutil.copytree(cache, tmp_path / str(seed) / "cache")
+    "One of another hash seed, and with as many threads as this one"
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        shutil.copytree(cache, folder / "cache")
     cfg = Run(family=TINY, size="l1", methods="mp,qat", limit=64, epochs=1)
-    code = """
+    code = f"""
 import transformers; transformers.logging.set_verbosity_error()
 from combcomp import Run, run
-row = run(Run(family=FAMILY, size='l1', methods='mp,qat', limit=64, epochs=1), OUT)
-print(row['score'], row['mb_file'], row['nonzeros'])
+row = run(Run(family={TINY!r}, size='l1', methods='mp,qat', limit=64, epochs=1), {str(there)!r})
+print(hash('combcomp'), row['score'], row['mb_file'], row['nonzeros'])
 """
-    results = {
-        run_py(
-            code.replace("OUT", repr(str(tmp_path / str(seed)))).replace("FAMILY", repr(TINY)),
-            PYTHONHASHSEED=seed,
-        ).splitlines()[-1]
-        for seed in (1, 2)
-    }
-    files = {model_file(cfg, tmp_path / str(seed)).read_bytes() for seed in (1, 2)}
-    assert len(results) == len(files) == 1
+    said = run_py(code, PYTHONHASHSEED=1, OMP_NUM_THREADS=torch.get_num_threads()).splitlines()[-1].split()
+    row = run(cfg, here, log=QUIET)
+    assert said[0] != str(hash("combcomp"))
+    assert said[1:] == [str(row[k]) for k in ("score", "mb_file", "nonzeros")]
+    assert model_file(cfg, here).read_bytes() == model_file(cfg, there).read_bytes()
 
 
 def test_a_run_killed_between_its_stages_goes_on_from_there(tmp_path, cache):
@@ -340,37 +338,49 @@ def tiny(**kwargs):
     )
 
 
-def test_bert_comes_from_the_hub_cache_by_name(tmp_path, run_py):
+UNKNOWN = """
+def tried(size):
+    start = time.time()
+    try: run(Run(family='bert', size=size, limit=64), OUT)
+    except OSError as e: print(time.time() - start, e)
+"""
+
+
+def fails_soon(line):
+    "Does an error come within ten seconds, and say how to go on?"
+    seconds, _, message = line.partition(" ")
+    return float(seconds) < 10 and "HF_HOME" in message and "minilm" in message
+
+
+def test_bert_comes_from_the_hub_cache_by_name_and_what_is_not_there_fails_soon(tmp_path, cache, run_py):
     name, commit = "models--google--bert_uncased_L-2_H-128_A-2", "30b0a37ccaaa32f332884b96992754e246e48c5f"
     snapshot = tmp_path / "home" / "hub" / name / "snapshots" / commit
     (snapshot.parent.parent / "refs").mkdir(parents=True)
     (snapshot.parent.parent / "refs" / "main").write_text(commit)
     lay(snapshot, tiny())
+    shutil.copytree(cache, tmp_path / "out" / "cache")
     code = f"""
-import transformers; transformers.logging.set_verbosity_error()
+import time, transformers; transformers.logging.set_verbosity_error()
 from combcomp import Run, run, unpack
 from combcomp.study.runner import model_file
+OUT = {str(tmp_path/'out')!r}
 cfg = Run(family='bert', size='tiny', methods='mp,qat', limit=64, epochs=1)
-row = run(cfg, {str(tmp_path/'out')!r})
-print(row['parameters'], unpack(model_file(cfg, {str(tmp_path/'out')!r})).config.num_hidden_layers)
+row = run(cfg, OUT)
+print(row['parameters'], unpack(model_file(cfg, OUT)).config.num_hidden_layers)
+{UNKNOWN}
+tried('mini')
 """
-    assert (
-        run_py(code, HF_HOME=tmp_path / "home", HF_HUB_OFFLINE="1").splitlines()[-1]
-        == f"{4_385_920 + 10*128 + 10} 2"
-    )
+    *_, trained, failed = run_py(code, HF_HOME=tmp_path / "home", HF_HUB_OFFLINE="1").splitlines()
+    assert trained == f"{4_385_920 + 10*128 + 10} 2" and fails_soon(failed)
+    assert {*load_results(tmp_path / "out")["size"]} == {"tiny"}
 
 
 def test_a_hub_name_without_network_or_cache_fails_soon_and_says_how_to_go_on(tmp_path, run_py):
-    code = f"""
-import time; from combcomp import Run, run
-start = time.time()
-try: run(Run(family='bert', size='tiny', limit=64), {str(tmp_path/'out')!r})
-except OSError as e: print(time.time() - start, e)
-"""
-    for env in (dict(HF_ENDPOINT="http://127.0.0.1:9"), dict(HF_HUB_OFFLINE="1")):
-        seconds, _, message = run_py(code, HF_HOME=tmp_path / "home", **env).splitlines()[-1].partition(" ")
-        assert float(seconds) < 10 and "HF_HOME" in message and "minilm" in message
-    assert len(load_results(tmp_path / "out")) == 0
+    code = (
+        f"import time; from combcomp import Run, run; OUT = {str(tmp_path/'out')!r}\n{UNKNOWN}\ntried('tiny')"
+    )
+    said = run_py(code, HF_HOME=tmp_path / "home", HF_ENDPOINT="http://127.0.0.1:9")
+    assert fails_soon(said.splitlines()[-1]) and len(load_results(tmp_path / "out")) == 0
 
 
 def test_a_folder_is_a_family_and_a_broken_one_leaves_no_row(tmp_path, out):
