@@ -1,6 +1,7 @@
 "The search for the smallest model: what is ahead, what is confirmed, budgets that nothing keeps, interrupted searches"
 
 import shutil, subprocess, sys
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,7 @@ from conftest import REPO
 
 from combcomp import cli
 from combcomp.models.encoders import source
+from combcomp.ship.latency import bench
 from combcomp.ship.packed_file import inspect, unpack
 from combcomp.study.search import Goal, Search, candidates, halve, in_order, savings, smallest
 from combcomp.study.sweep import GridFailed
@@ -97,8 +99,10 @@ def test_a_candidate_that_cannot_be_trained_is_left_out(place):
         halve(search, [("l1", "vocab(rows=10)")], place / "out", log=QUIET)
 
 
-def test_numbers_and_time(place):
+def test_numbers_and_time(place, monkeypatch):
+    "Each candidate is timed in a few rounds, between which the processor rests"
     pytest.importorskip("openvino")
+    monkeypatch.setattr("combcomp.study.runner.bench", partial(bench, rounds=3))
     task = f"file:{place / 'numbers.csv'}"
     found = smallest(task, within=100, milliseconds=1000, **options(place, methods=LOW, sizes="l1"))
     assert found.fits and found.best["ms_openvino"] < 1000 and found.best["metric"] == "pearson"
