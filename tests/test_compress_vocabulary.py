@@ -1,6 +1,6 @@
 "Trimmed vocabularies: no word is lost, the tokenizer travels with the model, and what cannot work fails before training"
 
-import json, lzma
+import json, lzma, shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -87,9 +87,10 @@ def test_characters_without_a_piece_of_their_own_stay_readable(whole):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, cache):
     "A finished run, with its folder"
     out, cfg = tmp_path_factory.mktemp("vocabulary"), Run(methods="mp,qat,vocab(rows=3000)", **FEW)
+    shutil.copytree(cache, out / "cache")
     run(cfg, out, log=QUIET)
     return cfg, out
 
@@ -130,23 +131,23 @@ def test_size_and_parameters_are_those_of_the_small_table(trained):
     )
 
 
-def test_quantizing_after_training_reads_the_trimmed_tokenizer(tmp_path):
+def test_quantizing_after_training_reads_the_trimmed_tokenizer(out):
     "The run that it starts from has the vocabulary, and both have the same one"
     cfg = Run(methods="ptq,vocab(rows=3000)", **FEW)
-    run(cfg, tmp_path, log=QUIET)
+    run(cfg, out, log=QUIET)
     base = Run(methods="vocab(rows=3000)", **FEW)
-    first, second = (dump_tokenizer(stored_tokenizer(model_file(r, tmp_path))) for r in (cfg, base))
+    first, second = (dump_tokenizer(stored_tokenizer(model_file(r, out))) for r in (cfg, base))
     assert (
         first == second
-        and inspect(model_file(cfg, tmp_path))["bytes"] < inspect(model_file(base, tmp_path))["bytes"] / 3
+        and inspect(model_file(cfg, out))["bytes"] < inspect(model_file(base, out))["bytes"] / 3
     )
 
 
-def test_a_student_is_trimmed_and_its_teacher_is_not(tmp_path):
+def test_a_student_is_trimmed_and_its_teacher_is_not(out):
     methods, recipe = "kd(transfer=50),vocab(rows=3000)", "v2(min_steps=30)"
     cfg = Run(family=TINY, size="l1", methods=methods, limit=96, recipe=recipe)
-    row = run(cfg, tmp_path, log=QUIET)
-    sizes = {inspect(p)["config"]["vocab_size"] for p in (tmp_path / "models").glob("*.safetensors")}
+    row = run(cfg, out, log=QUIET)
+    sizes = {inspect(p)["config"]["vocab_size"] for p in (out / "models").glob("*.safetensors")}
     assert sizes == {3000, 30522} and row["transfer_examples"] == 50
 
 
@@ -189,20 +190,20 @@ def unigram_encoder(folder, texts):
     return fast
 
 
-def test_a_unigram_vocabulary_is_trimmed_like_any_other(tmp_path):
+def test_a_unigram_vocabulary_is_trimmed_like_any_other(tmp_path, out):
     "An encoder of one's own with such a tokenizer, from training to a file that predicts the same"
     data = load_task("accept")
     whole = unigram_encoder(tmp_path / "mine", data["train"]["sentence"])
     cfg = Run(methods="qat,vocab(rows=900)", **{**FEW, "family": str(tmp_path / "mine"), "size": "full"})
-    row = run(cfg, tmp_path / "out", log=QUIET)
-    file = model_file(cfg, tmp_path / "out")
+    row = run(cfg, out, log=QUIET)
+    file = model_file(cfg, out)
     trimmed, texts = stored_tokenizer(file), data["validation"]["sentence"][:]
     assert len(trimmed) == 900 and inspect(file)["config"]["vocab_size"] == 900 < len(whole)
     assert unknown(trimmed, texts) <= unknown(whole, texts)
     longer = sum(map(len, trimmed(texts)["input_ids"])) / sum(map(len, whole(texts)["input_ids"]))
     assert 1 < longer < 1.5, "words that lost their piece are split"
     again = predict(unpack(file), trimmed, data["validation"], ("sentence",)).argmax(1)
-    assert np.array_equal(again, load_predictions(cfg.id, tmp_path / "out")[0]) and row["mb_file"] < 1
+    assert np.array_equal(again, load_predictions(cfg.id, out)[0]) and row["mb_file"] < 1
 
 
 def test_other_tokenizers_are_refused():
