@@ -186,9 +186,8 @@ def test_a_full_disk_stops_the_grid_and_the_same_command_goes_on(workers, tmp_pa
             and not [*disk.glob("models/*")]
         )
         filler.unlink()
-        psutil.wait_procs(
-            {*children()} - before
-        )  # a zombie would count as a holder that is alive, for a minute
+        # What was ended and is not waited for is a zombie: it would hold its run for a minute
+        psutil.wait_procs({*children()} - before)
         for run in todo[workers - 1 :]:  # one after the other, as two models are too much for this disk
             assert len(grid([run], disk, log=QUIET, workers=workers, keep="rows")) == 1
         assert not [*(disk / "models").iterdir()] and len([*(disk / "runs").iterdir()]) == 3 - workers
