@@ -59,9 +59,7 @@ def test_the_smallest_that_keeps_the_score_is_found_and_confirmed(found):
 
 def test_every_round_trains_fewer_for_longer(found):
     rounds = found.tried.groupby("share")
-    assert (
-        rounds.size().to_dict() == {0.5: 4, 1.0: 2} and rounds["steps"].max().is_monotonic_increasing
-    )
+    assert rounds.size().to_dict() == {0.5: 4, 1.0: 2} and rounds["steps"].max().is_monotonic_increasing
     whole = found.tried[found.tried["share"] == 1]
     assert (whole["recipe"] == "v2").all()  # rows as any others
 
