@@ -358,6 +358,8 @@ def run_workers(
     finally:
         for worker in alive:
             worker.process.terminate()
+        for worker in alive: # a process that nobody waits for still holds its lease
+            worker.process.wait()
 
 def replace_worker(
     worker:Worker, sweep:Sweep,
