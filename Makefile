@@ -4,7 +4,6 @@ VENV ?= .venv
 IN = . $(VENV)/bin/activate &&
 READY = $(VENV)/.ready
 ALL = $(VENV)/.ready-all
-PEERS = $(VENV)/.ready-peers
 
 # a notebook runs on the kernel of this venv, also where the user has another kernel called python3
 export JUPYTER_PREFER_ENV_PATH = 1
@@ -37,7 +36,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z ]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-19s%s\n", $$1, $$2 }'
 	@echo "The first call installs into .venv: 2.2 GB for run, grid and the result notebooks, 3.1 GB for test, speed and site (torch for CPUs; the build for GPUs is larger)."
 
-venv: $(PEERS) ## install everything into .venv
+venv: $(ALL) ## install everything into .venv
 
 $(READY): settings.ini setup.py pyproject.toml
 	@echo "Installing what a run needs into $(VENV): 2.2 GB, some minutes, once"
@@ -47,13 +46,7 @@ $(READY): settings.ini setup.py pyproject.toml
 
 $(ALL): $(READY)
 	@echo "Installing the tests, the runtimes and Ray as well: 0.9 GB more"
-	@$(IN) pip install -q --no-compile -e '.[dev,demo,e5,runtime,ray]'
-	@touch $@
-
-# transformers imports torchao wherever it is installed, which takes half a second of every process
-$(PEERS): $(ALL)
-	@echo "Installing the libraries that speed compares with"
-	@$(IN) pip install -q --no-compile -e '.[peers]'
+	@$(IN) pip install -q --no-compile -e '.[dev,demo,e5,runtime,peers,ray]'
 	@touch $@
 
 run: $(READY) ## train, measure and append one row; the executed notebook is outputs/notebooks/run.ipynb
@@ -71,7 +64,7 @@ smallest: $(READY) ## search for the smallest model of a task that keeps the sco
 miniatures: $(READY) ## distil small BERTs from MiniLM on texts without labels (sizes=4x96 texts=wordnet+mine.txt); it resumes
 	@$(BEGIN) combcomp miniatures $(OPTIONS)
 
-speed: $(PEERS) ## time training and inference, half an hour (measure=inference: only that); writes outputs/tables/speed_*.csv
+speed: $(ALL) ## time training and inference, half an hour (measure=inference: only that); writes outputs/tables/speed_*.csv
 	@$(PAPERMILL) nbs/speed.ipynb outputs/notebooks/speed.ipynb -p measure all $(TYPED)
 
 ablations: $(READY) ## make the missing rows of nbs/ablations.ipynb, and its figures

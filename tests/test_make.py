@@ -18,7 +18,7 @@ def make(folder, *words, **kwargs):
         (bin / program).write_text(FAKE)
         (bin / program).chmod(0o755)
     (bin / "activate").write_text(f'PATH="{bin}:$PATH"\n')
-    for stamp in (".ready", ".ready-all", ".ready-peers"):
+    for stamp in (".ready", ".ready-all"):
         (folder / stamp).touch()
     done = subprocess.run(
         ["make", f"VENV={folder}", *words], cwd=REPO, capture_output=True, text=True, **kwargs
@@ -65,11 +65,10 @@ def test_only_what_was_typed_is_a_parameter(tmp_path):
     assert given(make(tmp_path, "speed", "measure=inference")) == dict(measure="inference")
 
 
-def test_every_target_installs_what_it_needs():
+def test_every_target_that_needs_more_than_a_run_installs_everything():
     text = (REPO / "Makefile").read_text(encoding="utf-8")
-    needs = dict(re.findall(r"^([a-z ]+): \$\((READY|ALL|PEERS)\)", text, re.MULTILINE))
-    assert {target for target, stamp in needs.items() if stamp == "ALL"} == {"test", "site"}
-    assert {target for target, stamp in needs.items() if stamp == "PEERS"} == {"venv", "speed"}
+    needs = dict(re.findall(r"^([a-z ]+): \$\((READY|ALL)\)", text, re.MULTILINE))
+    assert {target for target, stamp in needs.items() if stamp == "ALL"} == {"venv", "speed", "test", "site"}
     assert {"run", "grid", "smallest", "ablations", "results"} <= {
         target for target, stamp in needs.items() if stamp == "READY"
     }
