@@ -74,7 +74,7 @@ ablations: $(READY) ## make the missing rows of nbs/ablations.ipynb, and its fig
 ALONE = TMPDIR=$$(mktemp -d) && export TMPDIR && trap 'rm -rf "$$TMPDIR"' EXIT && trap 'exit 130' INT TERM && $(IN)
 
 # Two workers of one thread each: two of two threads each, on two cores, are many times slower.
-test: $(ALL) ## everything CI checks
+test: $(ALL) ## everything CI checks, a quarter of an hour on two cores
 	@echo "== 1/5 notebooks are clean"
 	@$(IN) python tests/check_sync.py clean
 	@echo "== 2/5 combcomp/ is what the notebooks export"
