@@ -38,16 +38,18 @@ help: ## list the targets
 
 venv: $(ALL) ## install everything into .venv
 
-$(READY): settings.ini setup.py pyproject.toml
-	@echo "Installing what a run needs into $(VENV): 2.2 GB, some minutes, once"
+$(VENV)/bin/activate:
 	@$(PYTHON) -m venv $(VENV) || { echo "No venv: on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
+
+$(READY): settings.ini setup.py pyproject.toml | $(VENV)/bin/activate
+	@echo "Installing what a run needs into $(VENV): 2.2 GB, some minutes, once"
 	@$(IN) pip install -q --no-compile -e '.[demo]'
 	@touch $@
 
-$(ALL): $(READY)
-	@echo "Installing the tests, the runtimes and Ray as well: 0.9 GB more"
+$(ALL): settings.ini setup.py pyproject.toml | $(VENV)/bin/activate
+	@echo "Installing the tests, the runtimes and Ray as well into $(VENV): 3.1 GB in all, some minutes, once"
 	@$(IN) pip install -q --no-compile -e '.[dev,demo,e5,runtime,peers,ray]'
-	@touch $@
+	@touch $(READY) $@
 
 run: $(READY) ## train, measure and append one row; the executed notebook is outputs/notebooks/run.ipynb
 	@$(PAPERMILL) nbs/run.ipynb outputs/notebooks/run.ipynb $(TYPED)
