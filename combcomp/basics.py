@@ -231,13 +231,12 @@ def atomic_folder(
         temporary.chmod(0o755) # mkdtemp makes it unreadable for others
         write(temporary)
         (temporary/"done").write_text(json.dumps(file_hashes(temporary)))
-        if not is_intact(path):
-            shutil.rmtree(path, ignore_errors=True)
         try:
             os.rename(temporary, path)
-        except OSError: # another process was faster
+        except OSError: # another process was faster, or what is there is damaged
             if not is_intact(path):
-                raise
+                shutil.rmtree(path, ignore_errors=True)
+                os.rename(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -330,7 +329,10 @@ def remove_leftovers(
     def changed(path): # when anything in it changed last
         return max([path.stat().st_mtime, *(p.stat().st_mtime for p in path.rglob("*"))])
     removed = []
-    for path in [*Path(folder).rglob(HIDDEN + "*")]:
+    # not rglob, which fails where another process deletes a folder meanwhile
+    found = [Path(place)/name for place, folders, files in os.walk(folder)
+             for name in (*folders, *files) if name.startswith(HIDDEN)]
+    for path in found:
         try:
             if changed(path) > limit:
                 continue

@@ -7,10 +7,12 @@ from unittest import mock
 import pandas as pd, pytest
 
 from combcomp import Run
-from combcomp.basics import DiskError
-from combcomp.study.runner import Context, hush, run
+from combcomp.basics import DiskError, remove_leftovers
+from combcomp.spec import teacher_run
+from combcomp.study import runner
+from combcomp.study.runner import Context, claimed, has_model, hush, model_file, run
 from combcomp.study.plan import runs
-from combcomp.study.sweep import GridFailed, Sweep, grid, status, work as make_all
+from combcomp.study.sweep import GridFailed, Sweep, drop_models, grid, status, work as make_all
 from combcomp.study.schedule import estimate, finished, ordered, remaining
 from combcomp.study.store import load_rows, read_failure, read_row
 from conftest import small_disk, tiny_family
@@ -239,6 +241,57 @@ def test_leftovers_of_dead_processes_are_removed(out):
     os.utime(folder, (0, 0))
     grid([Run(**FEW)], out, log=QUIET)
     assert not old.exists() and not folder.exists()
+
+
+def test_folders_may_go_while_leftovers_are_looked_for(tmp_path):
+    stop = threading.Event()
+
+    def come_and_go():
+        while not stop.is_set():
+            (tmp_path / "a" / "b" / "c").mkdir(parents=True)
+            shutil.rmtree(tmp_path / "a")
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        for _ in range(2000):
+            assert not remove_leftovers(tmp_path)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_model_is_kept_while_its_process_measures_it(out):
+    "Its row is there, so the run is done; its lease is held, so a grid with keep='rows' leaves the model"
+    cfg = Run(**FEW)
+    run(cfg, out, log=QUIET)
+    with claimed(cfg, out):
+        drop_models(Sweep([cfg], out))
+        assert has_model(cfg, out)
+    drop_models(Sweep([cfg], out))
+    assert not has_model(cfg, out)
+
+
+def test_a_measure_that_fails_is_told_and_the_row_is_kept(out, monkeypatch):
+    monkeypatch.setattr("combcomp.study.runner.other_sizes", lambda model: 1 / 0)
+    cfg, said = Run(**FEW), []
+    grid([cfg], out, measure="file", log=lambda t, **k: said.append(t), check=False)
+    assert any("NOT MEASURED ZeroDivisionError" in line for line in said) and read_row(cfg.id, out)["score"]
+
+
+def test_a_model_that_another_grid_deletes_is_made_again(out, monkeypatch):
+    student = Run(task="supersense", methods="kd", family=TINY, size="l1", limit=144, epochs=10, recipe=SHORT)
+    teacher, prepare, tried = teacher_run(student), runner.prepare, []
+
+    def too_late(cfg, ctx):
+        tried.append(cfg)
+        if tried.count(student) == 1:
+            model_file(teacher, out).unlink(missing_ok=True)
+        return prepare(cfg, ctx)
+
+    monkeypatch.setattr(runner, "prepare", too_late)
+    assert len(grid([student], out, log=QUIET)) == 1
+    assert [*map(tried.count, (teacher, student))] == [2, 2] and not (out / "failures").exists()
 
 
 def test_four_processes_and_a_killed_one_make_each_run_once(tmp_path, out, undisturbed):

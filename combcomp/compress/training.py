@@ -374,7 +374,7 @@ def newest_checkpoint(
         except (OSError, ValueError, KeyError, TypeError):
             pass
         log(f"  {path.name} is incomplete or damaged, and is deleted", flush=True)
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
     return None, {}
 
 # %% ../../nbs/compress/05_training.ipynb #fed8bbce
@@ -526,7 +526,7 @@ def load_stages(
         intact = False
     if not intact:
         log(f"  {rel_path(path)} is damaged and is deleted; the run begins with its first stage", flush=True)
-        Path(path).unlink()
+        Path(path).unlink(missing_ok=True)
         return [], []
     try:
         methods = prepare(model, [m for stage in stages[:len(totals)] for m in build(stage)])

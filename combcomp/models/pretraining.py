@@ -417,7 +417,7 @@ def resume_training(
             tensors, owner = load_file(path/"training.safetensors"), notes["key"]
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             log(f"  {path.name} is incomplete or damaged, and is deleted", flush=True)
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
             continue
         if owner != key:
             raise ValueError(f"{rel_path(path)} is of another training; move it away, or delete it")

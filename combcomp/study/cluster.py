@@ -36,8 +36,13 @@ def product_files(run:Run, outputs:Path) -> list: # of paths, the row first
 
 def products(run:Run, outputs=None) -> dict: # path inside the outputs folder -> bytes
     "The files of a finished run"
-    out = outputs_dir(outputs)
-    return {str(p.relative_to(out)): p.read_bytes() for p in product_files(run, out) if p.is_file()}
+    out, files = outputs_dir(outputs), {}
+    for path in product_files(run, out):
+        try:
+            files[str(path.relative_to(out))] = path.read_bytes()
+        except FileNotFoundError: # not left, or deleted meanwhile
+            pass
+    return files
 
 # %% ../../nbs/study/05_cluster.ipynb #78e618bd
 def receive(

@@ -143,12 +143,13 @@ def examine(
     predicted, labels = load_predictions(run.id, outputs)
     path, task = model_file(run, outputs), task_of(run.task, ctx.cache)
     report = class_report(predicted, labels, task.labels) if task.labels else None
-    if not path.is_file(): # how certain it was is not known
-        return Examined(report, None, predicted, labels, task.labels)
-    data = load_task(run.task, run.limit, ctx.cache, run.split)[task.evals[0]]
     with hushed():
-        model = unpack(path)
-        logits = predict(model, own_tokenizer(run, ctx), data, task.texts, max_length=run.max_length)
+        try:
+            model, tokenizer = unpack(path), own_tokenizer(run, ctx)
+        except FileNotFoundError: # how certain it was is not known
+            return Examined(report, None, predicted, labels, task.labels)
+        data = load_task(run.task, run.limit, ctx.cache, run.split)[task.evals[0]]
+        logits = predict(model, tokenizer, data, task.texts, max_length=run.max_length)
     temperature, thresholds = getattr(model, "temperature", 1.0), getattr(model, "thresholds", None)
     found = worst_rows(logits, labels, task.labels, temperature, thresholds)[:n]
     worst = pd.DataFrame([{t: data[r["row"]][t] for t in task.texts} | {k: r[k] for k in r if k != "row"}

@@ -24,7 +24,7 @@ from ..ship.packed_file import inspect, skeleton
 from .bootstrap import bootstrap_scores
 from .reductions import KEYS, interval
 from .figures import HALO, set_size_axis
-from .runner import model_file
+from .runner import has_model, model_file, run
 from .store import read_row
 from .sweep import GridFailed, grid
 
@@ -274,8 +274,12 @@ def smallest(
     last = tried[tried["share"] == tried["share"].max()].head(TRIED)
     confirmed = confirm(search, last, outputs, workers, log)
     best, reference = best_of(confirmed), read_row(search.reference().id, outputs)
-    files = [model_file(r, outputs) for r in (search.reference("validation"),
-             search.run(best["size"], best["methods"], split="validation", seed=search.seeds - 1))]
+    both = (search.reference("validation"),
+            search.run(best["size"], best["methods"], split="validation", seed=search.seeds - 1))
+    for r in both:
+        if not has_model(r, outputs): # a grid that keeps rows alone has made it
+            run(r, outputs, force=True, log=log)
+    files = [model_file(r, outputs) for r in both]
     return Found(search, reference, tried, confirmed, savings(*files), files[1])
 
 # %% ../../nbs/study/12_search.ipynb #5ea00027
