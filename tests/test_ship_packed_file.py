@@ -164,7 +164,10 @@ def test_converted_models(tmp_path, methods):
 
 def test_same_bytes_in_another_process(tmp_path, run_py):
     "Of another hash seed than this one"
-    code = "import sys; sys.path[:0] = {path!r}; from test_ship_packed_file import *; print(hash('combcomp')); pack(compressed(bert(**TINY), 8, 0.5), {out!r})"
+    code = (
+        "import sys; sys.path[:0] = {path!r}; from test_ship_packed_file import *; print(hash('combcomp')); "
+        "pack(compressed(bert(**TINY), 8, 0.5), {out!r})"
+    )
     path, there = [os.path.dirname(__file__), os.getcwd()], tmp_path / "there"
     said = run_py(code.format(path=path, out=str(there)), PYTHONHASHSEED=1)
     assert said.split()[-1] != str(hash("combcomp"))

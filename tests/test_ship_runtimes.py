@@ -90,7 +90,7 @@ def fused(folder, tmp_path):
 
 
 def largest(model):
-    "Megabytes of an int8 graph, at most: a byte a parameter, a scale of four a piece of the vocabulary, the operators"
+    "Megabytes of an int8 graph, at most: a byte a parameter, a scale of four bytes a piece, and the operators"
     return (model.num_parameters() + 4 * model.config.vocab_size) / 1e6 + 0.06
 
 
@@ -123,9 +123,8 @@ def test_subset(methods, family, runtime, trained, tok, tmp_path):
     )
     if runtime == "onnx":
         kinds = fused(tmp_path / "m", tmp_path)
-        assert kinds.count("MatMulIntegerToFloat") == 7 and not {"Gemm", "MatMul"} & {
-            *kinds
-        }  # key and value are one
+        assert kinds.count("MatMulIntegerToFloat") == 7  # key and value are one
+        assert not {"Gemm", "MatMul"} & {*kinds}
     else:
         assert [t in ("u8", "i8") for kind, t in layer_types(tmp_path / "m") if kind == "FullyConnected"] == [
             True
@@ -630,7 +629,7 @@ def test_verify_takes_little_time_and_says_what_is_wrong(runtime, served, tmp_pa
 
 
 def in_pairs(layer, top):
-    "A linear layer as sums of two products each, which are cut at a number: at 16 bits by ONNX Runtime without VNNI"
+    "A linear layer as sums of two products each, cut at a number: 16 bits in ONNX Runtime without VNNI"
 
     def forward(x):
         q = torch.clamp(torch.round(x / layer.input_scale) + layer.input_zero, 0, 255)
@@ -657,7 +656,7 @@ def computed_in_pairs(model, feed, top):
 
 
 def test_saturated_sums_are_noticed(trained, tok, tmp_path, monkeypatch):
-    "A model that is computed as on a processor without VNNI is beyond the allowed difference, here and for other tools"
+    "Logits as of a processor without VNNI are beyond the allowed difference, here and for other tools"
     from combcomp.ship import verification
 
     model = copy.deepcopy(trained("qat")[0])

@@ -91,20 +91,21 @@ class Sweep:
             return "failed"
         if any(self.state(needed) in ("failed", "blocked") for needed in self.needs[run]):
             return "blocked"
-        return "running" if self.lease_age(run) < LEASE else "waiting"
+        return "running" if self.is_claimed(run) else "waiting"
 
-    def lease_age(self, run:Run) -> float: # seconds; many where there is none
-        "How long ago the process that makes a run has shown that it is alive"
-        return time.time() - self.leases.get(self.ids[run], 0)
+    def is_claimed(self, run:Run) -> bool:
+        "Whether a process that is alive makes the run, or measures it"
+        return time.time() - self.leases.get(self.ids[run], 0) < LEASE
 
     def pending(self) -> list: # of `Run`
         "Runs that are still to be made, by any process"
         return [run for run in self.todo if self.state(run) in ("waiting", "running")]
 
     def unneeded(self) -> list: # of `Run`
-        "Runs that are done, and whose models no pending run of this list starts from or learns from"
+        "Runs that are done, and whose models nobody measures and no pending run of this list needs"
         needed = {n for run in self.pending() for n in self.needs[run]}
-        return [run for run in self.todo if self.ids[run] in self.rows and run not in needed]
+        done = [run for run in self.todo if self.ids[run] in self.rows]
+        return [run for run in done if run not in needed and not self.is_claimed(run)]
 
     def is_ready(self, run:Run) -> bool:
         "True if the runs that this one needs are done"
@@ -135,8 +136,7 @@ def status(
 def drop_models(sweep:Sweep):
     "Delete the models that the rest of a grid does not need; their rows and predictions stay"
     for run in sweep.unneeded():
-        if sweep.lease_age(run) >= LEASE: # else its process may still measure the model
-            model_file(run, sweep.outputs).unlink(missing_ok=True)
+        model_file(run, sweep.outputs).unlink(missing_ok=True)
 
 # %% ../../nbs/study/04_sweep.ipynb #3c72d374
 def try_run(
@@ -162,7 +162,7 @@ def try_run(
                 raise disk_error(run, ctx.outputs, e) from e
             if not is_held(claim.holder): # the process that took the run over decides
                 return "held"
-            if is_deleted_model(e, ctx.outputs) and not run.teacher:
+            if is_deleted_model(e, run, ctx.outputs):
                 ctx.log(f"{label(run)}: another grid has deleted {rel_path(e.filename)}, which is made again",
                         flush=True)
                 return "held"
@@ -173,11 +173,12 @@ def try_run(
     return "done"
 
 def is_deleted_model(
-    error:Exception, outputs, # folder
+    error:Exception, run:Run, outputs, # folder
 ) -> bool: # True where a grid with `keep="rows"` did not know that another one needs the model
-    "Whether a model of the outputs folder was gone when it was to be read"
-    named = isinstance(error, FileNotFoundError) and error.filename
-    return bool(named) and Path(error.filename).parent == Path(outputs)/"models"
+    "Whether the model of a run, or of one that it needs, was gone when it was to be read"
+    if not isinstance(error, FileNotFoundError) or not error.filename:
+        return False
+    return Path(error.filename) in [model_file(needed, outputs) for needed in ordered([run])]
 
 def disk_error(
     run:Run, outputs, # folder
