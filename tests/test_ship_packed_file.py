@@ -13,6 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from combcomp.compress.methods import convert
 from combcomp.compress.pruning import Prune
 from combcomp.compress.quantization import QLinear, Quantize
+from combcomp.compress.vocabulary import keep_rows
 from combcomp.models.encoders import load_model
 from combcomp.ship import packed_file as P
 from combcomp.ship.packed_file import CorruptFile, inspect, pack, unpack
@@ -127,6 +128,36 @@ def test_odd_values(tmp_path):
     assert inspect(tmp_path / "m")["tensors"]["classifier.weight"]["form"] == "half"
 
 
+def test_versions(tmp_path):
+    "Floats that are stored as they are make a file of the first version; all versions give the same model"
+    models = bert(**TINY), compressed(bert(**TINY), 32, 0.5), compressed(bert(**TINY), 8)
+    for model, version, form in zip(models, (3, 3, 1), ("split", "mask+split", "raw")):
+        about = pack(model, tmp_path / "coded")
+        plain = pack(model, tmp_path / "plain", split=False)
+        assert (about["version"], plain["version"]) == (version, 1)
+        assert about["tensors"][WORD]["form"] == form
+        assert plain["tensors"][WORD]["form"] == form.replace("split", "raw")
+        assert about["bytes"] < plain["bytes"] or version == 1
+        assert_same(unpack(tmp_path / "coded"), model)
+        assert_same(unpack(tmp_path / "plain"), model)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+@pytest.mark.parametrize("sparsity", [0.0, 0.6])
+def test_floats_are_smaller_than_under_zstd(tmp_path, sparsity, half):
+    "Real weights: MiniLM's first layer and the pieces it knows best"
+    model = load_model("minilm", "l1", ("no", "yes")).eval()
+    keep_rows(model, np.arange(4000))
+    if half:
+        for p in model.parameters():
+            p.data = p.data.half().float()
+    model = compressed(model, 32, sparsity)
+    sizes, report = P.other_sizes(model), pack(model, tmp_path / "m")
+    assert report["bytes"] == round(sizes["mb_coded"] * 1e6)
+    assert sizes["mb_coded"] < 0.99 * sizes["mb_zstd"] < sizes["mb_plain"]
+    assert_same(unpack(tmp_path / "m"), model)
+
+
 def test_training_goes_on(tmp_path):
     pack(bert(**TINY), tmp_path / "m")
     model = unpack(tmp_path / "m").train()
@@ -190,7 +221,7 @@ def test_any_reader_opens_it(tmp_path):
 # ---- damage
 
 
-@pytest.fixture(scope="module", params=[(8, 0.5), (4, 0.0), (32, 0.5), (16, 0.5)], ids=str)
+@pytest.fixture(scope="module", params=[(8, 0.5), (4, 0.0), (32, 0.5), (32, 0.0), (16, 0.5)], ids=str)
 def small_file(request, tmp_path_factory):
     model = compressed(bert(**TINY), *request.param)
     path = tmp_path_factory.mktemp("small") / "m.safetensors"
@@ -346,7 +377,7 @@ def forge(path, change, arrays=None):
 
 WORD, POOL = "bert.embeddings.word_embeddings.weight", "bert.pooler.dense.weight"
 LIES = {
-    "newer": (lambda h: h.update(version=3), "version 3"),
+    "newer": (lambda h: h.update(version=4), "version 4"),
     "other format": (lambda h: h.update(format="pickle"), "no readable header"),
     "hidden": (lambda h: h["config"].update(hidden_size=2**40), "hidden_size"),
     "layers": (lambda h: h["config"].update(num_hidden_layers=10**6), "num_hidden_layers"),
@@ -399,6 +430,35 @@ def test_forged_header(tmp_path, lie):
     forge(path, lambda h: None)
     unpack(path)
     forge(path, change)
+    with pytest.raises(CorruptFile, match=message):
+        unpack(path)
+
+
+FLOAT_LIES = {
+    "half": (lambda h, a: h["tensors"][WORD].update(form="split-half"), "where 9600 uint8 belong"),
+    "mask": (lambda h, a: h["tensors"][WORD].update(form="mask+split"), "not those of the header"),
+    "raw": (lambda h, a: h["tensors"][WORD].update(form="raw"), "not those of the header"),
+    "other form": (lambda h, a: h["tensors"][WORD].update(form="split-"), "unknown form"),
+    "rounded": (lambda h, a: h["tensors"][WORD].update(bits=8), "unknown form"),
+    "fewer": (lambda h, a: a.update({WORD + ".rest": a[WORD + ".rest"][:-1]}), "where 28800 uint8 belong"),
+    "more": (lambda h, a: a.update({WORD + ".rest": np.zeros(28803, np.uint8)}), "where 28800 uint8 belong"),
+    "wider": (lambda h, a: a.update({WORD + ".rest": np.zeros(28800, np.uint16)}), "28800 uint16 where"),
+    "exponents": (lambda h, a: a[WORD + ".top"].fill(7), "checksum"),
+    "no exponents": (lambda h, a: a.update({WORD + ".top": np.zeros(0, np.uint32)}), "checksum"),
+    "counts": (lambda h, a: a[WORD + ".top.counts"].fill(1), "histogram"),
+    "many counts": (lambda h, a: a.update({WORD + ".top.counts": np.full(512, 128, np.uint16)}), "histogram"),
+    "one count": (lambda h, a: a.update({WORD + ".top.counts": np.zeros(1, np.uint16)}), "histogram"),
+}
+
+
+@pytest.mark.parametrize("lie", FLOAT_LIES)
+def test_forged_floats(tmp_path, lie):
+    path, (change, message) = tmp_path / "bad", FLOAT_LIES[lie]
+    tensors = pack(bert(**TINY), path)["tensors"]
+    assert tensors[WORD]["form"] == "split" and tensors[POOL]["form"] == "raw"
+    with safe_open(path, framework="numpy") as f:
+        arrays = {k: f.get_tensor(k).copy() for k in f.keys()}
+    forge(path, lambda h: change(h, arrays), arrays)
     with pytest.raises(CorruptFile, match=message):
         unpack(path)
 

@@ -12,8 +12,8 @@ AnsCoder = constriction.stream.stack.AnsCoder
 Categorical = constriction.stream.model.Categorical
 
 # %% auto #0
-__all__ = ['AnsCoder', 'Categorical', 'TOTAL', 'counts_of', 'encode', 'decode', 'streams', 'encode_integers', 'decode_integers',
-           'candidates', 'smallest', 'check_array', 'restore']
+__all__ = ['AnsCoder', 'Categorical', 'TOTAL', 'FEWEST_FLOATS', 'counts_of', 'encode', 'decode', 'streams', 'encode_integers',
+           'decode_integers', 'check_array', 'encode_floats', 'decode_floats', 'candidates', 'smallest', 'restore']
 
 # %% ../../nbs/ship/01_codec.ipynb #0593e4a4
 TOTAL = 2**16   # the sum of a stored histogram
@@ -78,6 +78,43 @@ def decode_integers(
                   for name, shift in streams(bits).items())
     return (symbols - (2**(bits - 1) - 1)).astype(np.int8 if bits <= 8 else np.int16)
 
+# %% ../../nbs/ship/01_codec.ipynb #ba181ab5
+def check_array(a, dtype, n:int) -> np.ndarray: # flat
+    "An array of a file, if it has this type and length; ValueError if not"
+    if a.dtype != dtype or a.size != n:
+        raise ValueError(f"an array of {a.size} {a.dtype} where {n} {np.dtype(dtype)} belong")
+    return a.ravel()
+
+# %% ../../nbs/ship/01_codec.ipynb #34051d84
+FEWEST_FLOATS = 1024   # that are split; for fewer the names of the arrays take more than is saved
+
+def encode_floats(
+    v, # 1-D array of float32 or float16
+) -> dict: # array name -> words, counts or bytes
+    "Floats as a coded stream of exponents and the remaining bits; of float16, of upper bytes"
+    if v.dtype == np.float16:
+        patterns = v.view(np.uint16)
+        top, rest = patterns >> 8, patterns.astype(np.uint8)
+    else:
+        patterns = v.view(np.uint32)
+        top, rest = patterns >> 23 & 255, patterns & 0x7fffff | patterns >> 31 << 23
+        rest = rest.astype("<u4").view(np.uint8).reshape(-1, 4)[:, :3].ravel()
+    words, counts = encode(top)
+    return {".top": words, ".top.counts": counts, ".rest": rest}
+
+def decode_floats(
+    parts:dict, n:int, # from `encode_floats`, number of floats
+    dtype, # float32 or float16
+) -> np.ndarray: # of this type
+    "The floats of a coded stream of exponents; ValueError if an array has a wrong length"
+    width = 3 if dtype == np.float32 else 1
+    rest = check_array(parts[".rest"], np.uint8, n*width).reshape(n, width)
+    top = decode(parts[".top"], parts[".top.counts"], n)
+    if dtype == np.float16:
+        return (top << 8 | rest[:, 0]).astype(np.uint16).view(np.float16)
+    patterns = np.pad(rest, ((0, 0), (0, 1))).view("<u4")[:, 0]
+    return (patterns >> 23 << 31 | top.astype(np.uint32) << 23 | patterns & 0x7fffff).view(np.float32)
+
 # %% ../../nbs/ship/01_codec.ipynb #06ff8bd5
 def _bit_patterns(v):
     "Floats as uint32, so that NaN equals itself and -0.0 differs from 0.0; integers as they are"
@@ -87,35 +124,35 @@ def candidates(
     v:np.ndarray, # flat; float32, or int8 and int16 for integers
     bits:int, # 32 for floats
     mask:bool=True, # also try a mask, if a tenth or more is zero
+    split:bool=True, # also try to code the exponents of floats
 ): # (form, {array name: array}), ...
     "Each way to store a tensor"
     yield "raw", {"": v}
     if v.dtype != np.float32:
         yield "ans", encode_integers(v, bits)
     else:
+        split = split and v.size >= FEWEST_FLOATS
         with np.errstate(over="ignore"):
             half = v.astype(np.float16)
         if (_bit_patterns(half.astype(np.float32)) == _bit_patterns(v)).all():
             yield "half", {"": half}
+            if split:
+                yield "split-half", encode_floats(half)
+        elif split:
+            yield "split", encode_floats(v)
     zero = _bit_patterns(v) == 0
     if mask and zero.mean() >= 0.1:
         arrays = dict(zip((".mask", ".mask.counts"), encode(zero)))
-        for form, parts in candidates(v[~zero], bits, mask=False):
+        for form, parts in candidates(v[~zero], bits, False, split):
             yield "mask+" + form, arrays | {k or ".kept": a for k, a in parts.items()}
 
 def smallest(
-    v:np.ndarray, bits:int, # as for `candidates`
+    v:np.ndarray, bits:int, split:bool=True, # as for `candidates`
 ) -> tuple: # (form, {array name: array})
     "The smallest way to store a tensor; the first of equals"
-    return min(candidates(v, bits), key=lambda c: sum(a.nbytes for a in c[1].values()))
+    return min(candidates(v, bits, True, split), key=lambda c: sum(a.nbytes for a in c[1].values()))
 
 # %% ../../nbs/ship/01_codec.ipynb #ba181ab4
-def check_array(a, dtype, n:int) -> np.ndarray: # flat
-    "An array of a file, if it has this type and length; ValueError if not"
-    if a.dtype != dtype or a.size != n:
-        raise ValueError(f"an array of {a.size} {a.dtype} where {n} {np.dtype(dtype)} belong")
-    return a.ravel()
-
 def restore(
     form:str, parts:dict, # from `smallest`
     n:int, bits:int, # size of the tensor, and bits of each number
@@ -129,4 +166,7 @@ def restore(
         return out
     if form == "ans":
         return decode_integers(parts, n, bits)
-    return check_array(parts[""], np.float16 if form == "half" else dtype, n).astype(dtype)
+    stored = np.float16 if form.endswith("half") else dtype
+    if form.startswith("split"):
+        return decode_floats(parts, n, stored).astype(dtype)
+    return check_array(parts[""], stored, n).astype(dtype)

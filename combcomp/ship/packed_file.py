@@ -26,8 +26,8 @@ from .codec import check_array, restore, smallest, streams
 __all__ = ['READS', 'FORMAT', 'VERSIONS', 'TOKENIZER', 'WIDEST', 'MAX_BYTES', 'WIDTHS', 'check_config', 'trained_on', 'skeleton',
            'Marks', 'marks_of', 'integers', 'checksum', 'tensor_record', 'check_plain', 'check_grid', 'canonical_json',
            'write_header', 'read_header', 'array_names', 'CorruptFile', 'TooLarge', 'Packed', 'open_packed', 'inspect',
-           'temperature_of', 'thresholds_of', 'pack', 'change_info', 'plain_arrays', 'entropy_bytes', 'other_sizes',
-           'tokenizer_bytes', 'read_tensor', 'unpack', 'stored_tokenizer']
+           'temperature_of', 'thresholds_of', 'pack', 'file_bytes', 'change_info', 'plain_arrays', 'entropy_bytes',
+           'other_sizes', 'tokenizer_bytes', 'read_tensor', 'unpack', 'stored_tokenizer']
 
 # %% ../../nbs/ship/02_packed_file.ipynb #fb8452e5
 READS = ("max_length", "pairs", "cased")   # what a model was trained to read
@@ -116,11 +116,12 @@ def checksum(*arrays) -> str: # 8 hex digits
 def tensor_record(
     model, name:str, # of a tensor of its state dict
     value, # the tensor
+    split:bool=True, # as for `pack`
 ) -> tuple: # (record, arrays)
     "How a tensor is stored: form, bits, shape and checksum, and the arrays of its form"
     module, bits, pruned = marks_of(model, name)
     v = integers(module, name) if bits < 32 else value.detach().cpu().contiguous().numpy()
-    form, parts = smallest(v.ravel(), bits)
+    form, parts = smallest(v.ravel(), bits, split)
     if "" in parts:
         parts[""] = parts[""].reshape(v.shape)
     scale = {".scale": module.weight_scale.detach().cpu().numpy()} if bits < 32 else {}
@@ -167,7 +168,7 @@ def check_grid(
 
 # %% ../../nbs/ship/02_packed_file.ipynb #0eab428f
 FORMAT = "combcomp"
-VERSIONS = (1, 2) # that are read; 2 is written for a file that holds its tokenizer, else 1
+VERSIONS = (1, 2, 3) # that are read; 3 is written for coded floats, 2 for a file with its tokenizer, else 1
 TOKENIZER = "tokenizer" # the name of the array with a tokenizer
 
 def canonical_json(value) -> str:
@@ -212,10 +213,11 @@ def array_names(
             check_number(name, "bits", bits, int, 2, 16)
         check_number(name, "pruned", record.get("pruned", 0), int, 0, int(np.prod(shape)))
         masked, form = record["form"].startswith("mask+"), record["form"].removeprefix("mask+")
-        if form not in (("raw", "ans") if rounded else ("raw", "half")):
+        if form not in (("raw", "ans") if rounded else ("raw", "half", "split", "split-half")):
             raise ValueError(f"{name}: unknown form {record['form']!r}")
-        parts = [".kept" if masked else ""] if form != "ans" else list(streams(bits))
-        parts += [p + ".counts" for p in parts if form == "ans"]
+        coded = streams(bits) if form == "ans" else [".top"] if form.startswith("split") else []
+        parts = [*coded, *(p + ".counts" for p in coded)]
+        parts += [".rest"] if form.startswith("split") else [] if coded else [".kept" if masked else ""]
         parts += [".mask", ".mask.counts"]*masked + [".scale"]*rounded
         names[name] = {p: name + p for p in parts}
     return names
@@ -313,14 +315,22 @@ def pack(
     path, # where to write; an existing file is replaced
     tokenizer="", # hub name of the tokenizer, kept as it is; or a tokenizer, which is put into the file
     info:dict|None=None, # anything JSON can hold, as it is; with `temperature` and `thresholds`
+    split:bool=True, # code the exponents of floats, a sixth of them; without, floats are as in other files
 ) -> dict: # as from `inspect`
     "Write a model to one file, each tensor in its smallest form; ValueError for a model that is not plain"
     path = expanded(path)
     if not (folder := path.resolve().parent).is_dir():
         raise FileNotFoundError(f"pack: the folder {rel_path(folder)} does not exist")
+    atomic_bytes(path, file_bytes(model, tokenizer, info, split))
+    return inspect(path)
+
+def file_bytes(
+    model, tokenizer="", info=None, split:bool=True, # as for `pack`
+) -> bytes:
+    "The contents of the file that `pack` writes"
     config, records, arrays = check_plain(model), {}, {}
     for name, value in model.state_dict().items():
-        records[name], parts = tensor_record(model, name, value)
+        records[name], parts = tensor_record(model, name, value, split)
         arrays |= parts
     inputs = {name: check_grid(name, float(m.input_scale), int(m.input_zero), m.input_bits)
               for name, m in model.named_modules() if getattr(m, "input_scale", None) is not None}
@@ -332,14 +342,15 @@ def pack(
         info = dict(thresholds=dict(zip(names, thresholds))) | (info or {})
     temperature_of(info or {})
     thresholds_of(info or {}, config)
-    header = dict(format=FORMAT, version=1 if named else 2, config=config, info=info or {}, inputs=inputs,
+    coded = any("split" in record["form"] for record in records.values())
+    version = 3 if coded else 1 if named else 2
+    header = dict(format=FORMAT, version=version, config=config, info=info or {}, inputs=inputs,
                   tokenizer=tokenizer if named else "", tensors=records)
     if not named:
         data = np.frombuffer(dump_tokenizer(tokenizer), np.uint8)
         header["vocabulary"] = dict(bytes=len(data), check=checksum(data))
         arrays[TOKENIZER] = data
-    atomic_bytes(path, save(arrays, write_header(header)))
-    return inspect(path)
+    return save(arrays, write_header(header))
 
 def change_info(
     path, # a file that `pack` wrote
@@ -377,12 +388,13 @@ def entropy_bytes(
 
 def other_sizes(
     model, # as for `pack`
-) -> dict: # mb_plain, mb_zstd, mb_entropy: decimal MB
-    "Size of a model as plain safetensors, as that under zstd, and at its entropy"
+) -> dict: # mb_plain, mb_zstd, mb_coded, mb_entropy: decimal MB
+    "Size of a model as plain safetensors, that under zstd, packed with coded floats, and at its entropy"
     import pyarrow   # comes with datasets, and has zstd
     plain = plain_arrays(model)
     data = save(plain)
     return dict(mb_plain=len(data)/1e6, mb_zstd=len(pyarrow.Codec("zstd", 19).compress(data))/1e6,
+                mb_coded=len(file_bytes(model))/1e6,
                 mb_entropy=sum(map(entropy_bytes, plain.values()))/1e6)
 
 # %% ../../nbs/ship/02_packed_file.ipynb #497f3c8d

@@ -453,7 +453,7 @@ def store(
         moved = move_thresholds(scores.thresholds, 1, temperature)
         info = info | dict(thresholds=dict(zip(trained.task.labels, moved)))
     def write(path):
-        pack(model, path, tokenizer, info)
+        pack(model, path, tokenizer, info, split=False) # a float of a run has four bytes, as in the paper
         sizes.update(sizes_of(model, path))
     with StagedFiles() as files: # the row comes last: where it is, the others are
         files.add(model_file(run, out), write)
@@ -543,7 +543,7 @@ def hushed():
             datasets.enable_progress_bars()
 
 # %% ../../nbs/study/03_runner.ipynb #28825543
-MEASURES = dict(file=("mb_onnx", "mb_onnx_noemb", "mb_plain", "mb_zstd", "mb_entropy"),
+MEASURES = dict(file=("mb_onnx", "mb_onnx_noemb", "mb_plain", "mb_zstd", "mb_coded", "mb_entropy"),
                 speed=("ms_torch", "ms_onnx", "ms_openvino", "equal_onnx", "equal_openvino", "speed_threads"))
 
 PACKAGES = dict(file=("onnx",), speed=("onnx", "onnxruntime", "openvino")) # of the extra `runtime`
