@@ -197,7 +197,7 @@ class Quantization:
     bits: int = 8 # bits of a weight, 2 to 16
     activations: int | None = 8 # bits of the input of each linear layer: 8, 16 or None (left in float)
     embeddings: int = 8 # bits of an embedding weight, 2 to 16
-    step: float | None = None # between integers, in typical weights of a row; None: as small as bits allow
+    step: float | None = None # between integers, in typical weights of a tensor; None: as small as bits allow
 
     def __post_init__(self):
         check_fields(self, bits=(int, 2, 16), embeddings=(int, 2, 16))
@@ -213,8 +213,8 @@ class Quantization:
         weights = (f"weights are integers of {self.bits} bits with a scale for each output channel, "
                    f"embeddings of {self.embeddings} bits")
         if self.step is not None:
-            weights = (f"weights and embeddings are whole multiples of {self.step:g} times the typical "
-                       "weight of their row")
+            weights = (f"weights and embeddings are whole multiples of {self.step:g} times the "
+                       "weight that was typical of their tensor before training")
         return f"{weights}, and the inputs of linear layers {inputs}"
 
 @dataclass(frozen=True)

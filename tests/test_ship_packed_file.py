@@ -193,6 +193,31 @@ def test_converted_models(tmp_path, methods):
     assert_same(model, unpack(tmp_path / "m"))
 
 
+def test_one_scale_for_all_rows(tmp_path):
+    "Steps make one scale a tensor, and the file holds one"
+    model = bert(**SMALL).train()
+    quantize = Quantize(parse("qat(step=0.8)")[0][0])
+    quantize.prepare(model)
+    model(torch.randint(0, 500, (2, 9)))
+    convert(model.eval(), [quantize])
+    about = pack(model, tmp_path / "m")
+    assert about["version"] == 3
+    rounded = {name: r for name, r in about["tensors"].items() if r["bits"] < 32}
+    assert rounded and all(r["scales"] == 1 for r in rounded.values())
+    arrays = load_file(tmp_path / "m")
+    assert all(arrays[name + ".scale"].shape == (1,) for name in rounded)
+    back = unpack(tmp_path / "m")
+    assert_same(model, back)
+    assert back.bert.pooler.dense.weight_scale.shape == (64,)
+    rows = sum(r["shape"][0] for r in rounded.values())
+    per_row = compressed(bert(**SMALL), 8)
+    weights = sum(np.prod(r["shape"]) * (8 - r["bits"]) / 8 for r in rounded.values())
+    layers = sum(m.input_bits == 8 for m in back.modules() if hasattr(m, "input_bits"))
+    assert sizes_of(back)["mb_packed"] * 1e6 == pytest.approx(
+        sizes_of(per_row)["mb_packed"] * 1e6 - weights - 4 * (rows - len(rounded)) + 8 * layers
+    )
+
+
 def test_same_bytes_in_another_process(tmp_path, run_py):
     "Of another hash seed than this one"
     code = (
@@ -404,6 +429,9 @@ LIES = {
     "float": (lambda h: h["tensors"][POOL].update(bits=32), "unknown form"),
     "checksum": (lambda h: h["tensors"][POOL].update(check="00000000"), "checksum"),
     "pruned": (lambda h: h["tensors"][POOL].update(pruned=10**9), "pruned"),
+    "one scale": (lambda h: h["tensors"][POOL].update(scales=1), "16 float32 where 1 float32 belong"),
+    "two scales": (lambda h: h["tensors"][POOL].update(scales=2), "scales='2' is not allowed"),
+    "a bool of scales": (lambda h: h["tensors"][POOL].update(scales=True), "scales='True' is not allowed"),
     "rounded bias": (lambda h: h["tensors"]["bert.pooler.dense.bias"].update(bits=8), "not a matrix"),
     "shape": (lambda h: h["tensors"][POOL].update(shape=[2**31, 2**31]), "shape"),
     "tensor": (lambda h: h["tensors"].pop(POOL), "not those of the configuration"),

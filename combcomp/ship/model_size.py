@@ -5,7 +5,7 @@
 # %% ../../nbs/ship/03_model_size.ipynb #4915ce32
 from __future__ import annotations
 from ..models.adapters import adapter_of
-from .packed_file import inspect, marks_of
+from .packed_file import inspect, marks_of, scales_of
 
 # %% auto #0
 __all__ = ['tensors', 'without_embeddings', 'vector_bits', 'paper_bytes', 'packed_bytes', 'counts', 'sizes_of']
@@ -13,13 +13,13 @@ __all__ = ['tensors', 'without_embeddings', 'vector_bits', 'paper_bytes', 'packe
 # %% ../../nbs/ship/03_model_size.ipynb #8c9940d3
 def tensors(
     model, # a sequence classifier of transformers
-) -> list: # of dict: name, part (embeddings, encoder, head), shape, numel, bits (32 if not rounded), pruned
-    "Each parameter with its bits and its pruned positions"
+) -> list: # of dict: name, part (embeddings, encoder, head), shape, numel, bits (or 32), pruned, scales
+    "Each parameter with its bits, its pruned positions and its scales"
     out, part = [], adapter_of(model).part
     for name, p in model.named_parameters():
         marks = marks_of(model, name)
         out.append(dict(name=name, part=part(name), shape=tuple(p.shape), numel=p.numel(), bits=marks.bits,
-                        pruned=marks.pruned))
+                        pruned=marks.pruned, scales=len(scales_of(marks.module)) if marks.bits < 32 else 0))
     return out
 
 def without_embeddings(rows): # from `tensors`
@@ -50,7 +50,7 @@ def packed_bytes(
     "Integers, masks and scales in fixed widths"
     values = sum((t["numel"] - t["pruned"]) * t["bits"] / 8 for t in rows)
     masks = sum(t["numel"] / 8 for t in rows if t["pruned"])
-    scales = sum(4 * t["shape"][0] for t in rows if t["bits"] < 32)
+    scales = sum(4 * t["scales"] for t in rows)
     return values + masks + scales + 8 * inputs
 
 # %% ../../nbs/ship/03_model_size.ipynb #65749b22

@@ -24,10 +24,11 @@ from .codec import check_array, restore, smallest, streams
 
 # %% auto #0
 __all__ = ['READS', 'FORMAT', 'VERSIONS', 'TOKENIZER', 'WIDEST', 'MAX_BYTES', 'WIDTHS', 'check_config', 'trained_on', 'skeleton',
-           'Marks', 'marks_of', 'integers', 'checksum', 'tensor_record', 'check_plain', 'check_grid', 'canonical_json',
-           'write_header', 'read_header', 'array_names', 'CorruptFile', 'TooLarge', 'Packed', 'open_packed', 'inspect',
-           'temperature_of', 'thresholds_of', 'pack', 'file_bytes', 'change_info', 'plain_arrays', 'entropy_bytes',
-           'other_sizes', 'tokenizer_bytes', 'read_tensor', 'unpack', 'stored_tokenizer']
+           'Marks', 'marks_of', 'integers', 'scales_of', 'checksum', 'tensor_record', 'check_plain', 'check_grid',
+           'canonical_json', 'write_header', 'read_header', 'array_names', 'CorruptFile', 'TooLarge', 'Packed',
+           'open_packed', 'inspect', 'temperature_of', 'thresholds_of', 'pack', 'file_bytes', 'change_info',
+           'plain_arrays', 'entropy_bytes', 'other_sizes', 'tokenizer_bytes', 'read_tensor', 'unpack',
+           'stored_tokenizer']
 
 # %% ../../nbs/ship/02_packed_file.ipynb #fb8452e5
 READS = ("max_length", "pairs", "cased")   # what a model was trained to read
@@ -106,6 +107,13 @@ def integers(
     return q.numpy().astype(np.int8 if bits <= 8 else np.int16)
 
 # %% ../../nbs/ship/02_packed_file.ipynb #502000fe
+def scales_of(
+    module, # with a rounded weight
+) -> np.ndarray: # float32, (rows,), or (1,) if all rows have the same
+    "The scales of a rounded weight, as they are stored"
+    scales = module.weight_scale.detach().cpu().numpy()
+    return scales[:1] if len(scales) and (scales == scales[0]).all() else scales
+
 def checksum(*arrays) -> str: # 8 hex digits
     "CRC-32 of arrays, one after another"
     total = 0
@@ -124,10 +132,12 @@ def tensor_record(
     form, parts = smallest(v.ravel(), bits, split)
     if "" in parts:
         parts[""] = parts[""].reshape(v.shape)
-    scale = {".scale": module.weight_scale.detach().cpu().numpy()} if bits < 32 else {}
+    scale = {".scale": scales_of(module)} if bits < 32 else {}
     record = dict(form=form, bits=int(bits), shape=list(v.shape), check=checksum(v, *scale.values()))
     if pruned:
         record["pruned"] = int(pruned)
+    if scale and len(scale[".scale"]) < len(v):
+        record["scales"] = 1
     return record, {name + k: a for k, a in (parts | scale).items()}
 
 # %% ../../nbs/ship/02_packed_file.ipynb #555bfc90
@@ -168,7 +178,7 @@ def check_grid(
 
 # %% ../../nbs/ship/02_packed_file.ipynb #0eab428f
 FORMAT = "combcomp"
-VERSIONS = (1, 2, 3) # that are read; 3 is written for coded floats, 2 for a file with its tokenizer, else 1
+VERSIONS = (1, 2, 3) # that are read; 2 added tokenizers, 3 coded floats and one scale for all rows
 TOKENIZER = "tokenizer" # the name of the array with a tokenizer
 
 def canonical_json(value) -> str:
@@ -212,6 +222,7 @@ def array_names(
         if rounded:
             check_number(name, "bits", bits, int, 2, 16)
         check_number(name, "pruned", record.get("pruned", 0), int, 0, int(np.prod(shape)))
+        check_number(name, "scales", record.get("scales", 1), int, 1, 1)
         masked, form = record["form"].startswith("mask+"), record["form"].removeprefix("mask+")
         if form not in (("raw", "ans") if rounded else ("raw", "half", "split", "split-half")):
             raise ValueError(f"{name}: unknown form {record['form']!r}")
@@ -342,8 +353,8 @@ def file_bytes(
         info = dict(thresholds=dict(zip(names, thresholds))) | (info or {})
     temperature_of(info or {})
     thresholds_of(info or {}, config)
-    coded = any("split" in record["form"] for record in records.values())
-    version = 3 if coded else 1 if named else 2
+    new = any("split" in record["form"] or "scales" in record for record in records.values())
+    version = 3 if new else 1 if named else 2
     header = dict(format=FORMAT, version=version, config=config, info=info or {}, inputs=inputs,
                   tokenizer=tokenizer if named else "", tensors=records)
     if not named:
@@ -374,7 +385,7 @@ def plain_arrays(
         module, bits, _ = marks_of(model, name)
         out[name] = integers(module, name) if bits < 32 else value.numpy()
         if bits < 32:
-            out[name + ".scale"] = module.weight_scale.numpy()
+            out[name + ".scale"] = scales_of(module)
     return out
 
 # %% ../../nbs/ship/02_packed_file.ipynb #38021093
@@ -415,7 +426,7 @@ def read_tensor(
     shape, bits = record["shape"], record["bits"]
     stored = {k: packed.file.get_tensor(a) for k, a in arrays.items()}
     v = restore(record["form"], stored, int(np.prod(shape)), bits).reshape(shape)
-    scale = check_array(stored[".scale"], np.float32, shape[0]) if bits < 32 else None
+    scale = check_array(stored[".scale"], np.float32, record.get("scales", shape[0])) if bits < 32 else None
     if checksum(*(a for a in (v, scale) if a is not None)) != record["check"]:
         raise ValueError(f"{name} does not match its checksum")
     if scale is None:
@@ -424,6 +435,7 @@ def read_tensor(
         raise ValueError(f"{name} has scales that are negative or not finite")
     if max(-int(v.min()), int(v.max())) >= 2**(bits - 1):
         raise ValueError(f"{name} has integers of more than {bits} bits")
+    scale = np.broadcast_to(scale, shape[0]).copy()
     return torch.from_numpy(v.astype(np.float32)*scale[:, None]), torch.from_numpy(scale)
 
 # %% ../../nbs/ship/02_packed_file.ipynb #0f0a101f
