@@ -55,8 +55,8 @@ class Goal:
 
 # %% ../../nbs/study/12_search.ipynb #5ea00009
 LOW = "kd,qat(step={}),vocab(rows={})" # a combination with coarse integers and few word pieces
-SPACE = (LOW.format(0.5, 16000), LOW.format(0.8, 16000), LOW.format(0.8, 8000), LOW.format(1.2, 8000),
-         "mp(sparsity=0.0,neurons=0.5)," + LOW.format(0.8, 8000))
+SPACE = (LOW.format(0.8, 16000), LOW.format(1.2, 16000), LOW.format(1.2, 8000), LOW.format(1.8, 8000),
+         "mp(sparsity=0.0,neurons=0.5)," + LOW.format(1.2, 8000))
 
 def candidates(
     family:str="miniature", # as in `Run`
@@ -204,7 +204,7 @@ def savings(
             if name == "vocab_size":
                 config["pad_token_id"] = about["config"]["pad_token_id"]
             steps.append((words, float_megabytes(config)))
-    integers = sum(math.prod(t["shape"])*t["bits"]/8 + 4*t["shape"][0]*(t["bits"] < 32)
+    integers = sum(math.prod(t["shape"])*t["bits"]/8 + 4*t.get("scales", t["shape"][0])*(t["bits"] < 32)
                    for t in about["tensors"].values())/1e6
     if integers < steps[-1][1]:
         steps.append(("integers of few bits", integers))
