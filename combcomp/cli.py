@@ -269,19 +269,19 @@ def pack_command(
     force:bool=False, # overwrite it
     outputs:str=None, # folder of rows, models and caches; None is outputs/ of this project
 ) -> Answer:
-    "Write the packed file of a run, or of a transformers folder"
+    "Write the packed file of a run, or of a transformers folder, with coded floats"
     path, from_folder = check_free(out, force), expanded(id_or_folder).is_dir()
     source = None if from_folder else find_model(id_or_folder, outputs)
     from combcomp.share.checkpoints import load_checkpoint
-    from combcomp.ship.packed_file import inspect, pack, unpack
+    from combcomp.ship.packed_file import inspect, pack, stored_tokenizer, unpack
     path.absolute().parent.mkdir(parents=True, exist_ok=True)
     if from_folder:
         about = pack(load_checkpoint(expanded(id_or_folder)), path)
     else:
-        with as_failure(): # a damaged file is not copied
-            unpack(source)
-            about = inspect(source)
-        atomic_bytes(path, source.read_bytes())
+        with as_failure(ValueError, FileNotFoundError): # damaged, or deleted by another process
+            model, known = unpack(source), inspect(source)
+            tokenizer = stored_tokenizer(source) or known["tokenizer"]
+        about = pack(model, path, tokenizer, known["info"])
     labels = [*about["config"]["id2label"].values()]
     data = dict(file=rel_path(path), bytes=about["bytes"], labels=labels, **origin(about))
     return Answer(data, f"{rel_path(path)}  {about['bytes']/1e6:.2f} MB  labels {', '.join(labels)}")
