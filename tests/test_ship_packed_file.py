@@ -145,9 +145,9 @@ def test_versions(tmp_path):
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
 @pytest.mark.parametrize("sparsity", [0.0, 0.6])
 def test_floats_are_smaller_than_under_zstd(tmp_path, sparsity, half):
-    "Real weights: MiniLM's first layer and the pieces it knows best"
+    "Real weights: MiniLM's first layer and 500 pieces"
     model = load_model("minilm", "l1", ("no", "yes")).eval()
-    keep_rows(model, np.arange(4000))
+    keep_rows(model, np.arange(500))
     if half:
         for p in model.parameters():
             p.data = p.data.half().float()
