@@ -88,7 +88,7 @@ def copy_model(
     if origin.get("task") != portable(str(origin.get("task"))):
         model.config.combcomp = dict(origin, task=portable(origin["task"]))
         tokenizer = stored_tokenizer(file) or header["tokenizer"]
-        pack(model, folder/MODEL, tokenizer, info=header["info"])
+        pack(model, folder/MODEL, tokenizer, header["info"], split=False) # as large as the row says
     model.config.architectures = [type(model).__name__]
     return model.config
 

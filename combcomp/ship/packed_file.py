@@ -112,7 +112,7 @@ def scales_of(
 ) -> np.ndarray: # float32, (rows,), or (1,) if all rows have the same
     "The scales of a rounded weight, as they are stored"
     scales = module.weight_scale.detach().cpu().numpy()
-    return scales[:1] if len(scales) and (scales == scales[0]).all() else scales
+    return scales[:1] if (scales == scales[:1]).all() else scales
 
 def checksum(*arrays) -> str: # 8 hex digits
     "CRC-32 of arrays, one after another"
@@ -226,9 +226,13 @@ def array_names(
         masked, form = record["form"].startswith("mask+"), record["form"].removeprefix("mask+")
         if form not in (("raw", "ans") if rounded else ("raw", "half", "split", "split-half")):
             raise ValueError(f"{name}: unknown form {record['form']!r}")
-        coded = streams(bits) if form == "ans" else [".top"] if form.startswith("split") else []
-        parts = [*coded, *(p + ".counts" for p in coded)]
-        parts += [".rest"] if form.startswith("split") else [] if coded else [".kept" if masked else ""]
+        if form == "ans":
+            coded, plain = streams(bits), []
+        elif form.startswith("split"):
+            coded, plain = [".top"], [".rest"]
+        else:
+            coded, plain = [], [".kept" if masked else ""]
+        parts = [*coded, *(p + ".counts" for p in coded), *plain]
         parts += [".mask", ".mask.counts"]*masked + [".scale"]*rounded
         names[name] = {p: name + p for p in parts}
     return names
