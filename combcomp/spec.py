@@ -259,7 +259,7 @@ class Vocab:
                 "split into smaller ones")
 
 register(MethodInfo(Vocab, "combcomp.compress.vocabulary:Trim", order=5, label="vocabulary trimming",
-                    tag="vocabulary-trimming", colour="#CC79A7", tokenizes=True))
+                    tag="vocabulary-trimming", colour="#CC79A7", curve="rows", tokenizes=True))
 
 # %% ../nbs/spec.ipynb #5ee46954
 def _options(cls, keywords, where):

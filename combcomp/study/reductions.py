@@ -17,6 +17,7 @@ from importlib.resources import files
 import numpy as np
 import pandas as pd
 
+from ..basics import bad_value, split_list
 from combcomp.spec import (
     canonical, limits_of, METHODS, Run, subset_of, subsets, table_order, task_names, with_options,
 )
@@ -59,11 +60,16 @@ def check_columns(
 
 def is_subset(
     results, # a table of rows
+    methods:str="all", # names with commas between them; all is every registered one
 ): # a Series of bool
-    "Which rows belong to a subset of the registered methods, with default options but at any sparsity"
+    "Which rows belong to a subset of some methods, with default options but at any point of a curve"
     check_columns(results, "methods")
+    names = {*split_list(methods, METHODS)}
+    if unknown := sorted(names - {*METHODS}):
+        bad_value("study", "methods", methods, f"names among {', '.join(METHODS)}; not {unknown[0]}")
+    of_them = lambda m: {*subset_of(m).split(",")} - {""} <= names
     every = results["methods"].unique()
-    return results["methods"].isin([m for m in every if combination(m) == subset_of(m)])
+    return results["methods"].isin([m for m in every if combination(m) == subset_of(m) and of_them(m)])
 
 def trainings(
     results, # a table of rows
@@ -104,15 +110,16 @@ def study_rows(
     family:str="minilm", tasks:str="all", # comma-separated; all are those that have such rows
     limits="", # training examples: a number, or for each task: wic:1000,accept:500; "" is all
     epochs:float=Run.epochs, batch_size:int=Run.batch_size, recipe:str=Run.recipe, # of the training
-): # the rows of subsets of the registered methods, balanced over seeds
+    methods:str="all", # names with commas, as kd,mp,qat; all is every registered one
+): # the rows of all subsets of the methods, balanced over seeds
     "The rows of one study; ValueError if there are none, with the trainings that have rows"
     check_columns(results, "family", "task", "methods")
     every = [*dict.fromkeys(results["task"])]
     wanted = task_names(tasks, every)
     most = limits_of(limits, every)
-    methods = {*results["methods"][is_subset(results)]}
+    subsets_of_them = {*results["methods"][is_subset(results, methods)]}
     training = dict(epochs=epochs, batch_size=batch_size, recipe=recipe)
-    of_task = lambda t: comparable(results, family, [t], methods, limit=most.get(t), **training)
+    of_task = lambda t: comparable(results, family, [t], subsets_of_them, limit=most.get(t), **training)
     found = pd.concat([*map(of_task, every)] or [results])
     lost = [t for t in wanted if t not in {*found["task"]}]
     if lost if tasks != "all" else not len(found):

@@ -89,8 +89,8 @@ def in_order(
     return table.sort_values(["missed", "mb_file", "score"], ascending=[True, True, False], kind="stable")
 
 # %% ../../nbs/study/12_search.ipynb #5ea00015
-ROUNDS = (0.5, 1.0) # shares of the steps
-KEPT, TRIED = 0.4, 3 # share of the candidates that a round leaves, and how many are confirmed at most
+ROUNDS = (0.25, 1.0) # shares of the steps
+KEPT, TRIED = 0.2, 3 # share of the candidates that a round leaves, and how many are confirmed at most
 
 @dataclass(frozen=True)
 class Search:

@@ -479,7 +479,8 @@ def grid(
         ctx = Context(writable(out), log, checkpoint, report_to)
         progress = Progress(sweep, log, keep)
         with progress.bar:
-            options = EngineOptions(workers, tuple(measure), seen_as, deaths)
+            processes = min(workers, len(sweep.pending())) # a single run has all cores
+            options = EngineOptions(processes, tuple(measure), seen_as, deaths)
             import_object(ENGINES[engine])(sweep, ctx, progress, options)
     found = problems(sweep, dry_run)
     if found and check:
