@@ -9,9 +9,9 @@ __all__ = ['CODES', 'RUN', 'GRID', 'STUDY', 'SMALLEST', 'COMMANDS', 'METAVARS', 
            'find_tokenizer', 'open_model', 'unpack_command', 'validation_set', 'describe_export', 'export_command',
            'verify_command', 'open_classifier', 'read_inputs', 'label_joiner', 'several_columns', 'answer_columns',
            'predict_command', 'read_labels', 'calibrate_command', 'known_labels', 'compress_command', 'format_table',
-           'Study', 'pick_study', 'recommend_command', 'smallest_command', 'miniatures_command', 'sizes_command',
-           'Command', 'add_option', 'Parser', 'parser', 'parse', 'as_options', 'report_error', 'print_warning',
-           'execute', 'flush_output', 'main']
+           'Study', 'pick_study', 'recommend_command', 'place_of_found', 'write_found', 'smallest_command',
+           'miniatures_command', 'sizes_command', 'Command', 'add_option', 'Parser', 'parser', 'parse', 'as_options',
+           'report_error', 'print_warning', 'execute', 'flush_output', 'main']
 
 # %% ../nbs/cli.ipynb #58d2c511
 import argparse, json, os, re, sys, tempfile, traceback, warnings
@@ -747,6 +747,36 @@ def recommend_command(
     return Answer(records(table), f"{head}\n{format_table(table.drop(columns=['family', 'tasks']))}")
 
 # %% ../nbs/cli.ipynb #5ea10002
+def place_of_found(
+    out:str, # a packed file (.safetensors) or a hub folder; empty is none
+    force:bool=False, # what is there may be overwritten
+) -> Path|None:
+    "Where the result of a search goes; ValueError or FileExistsError if nothing can be written there"
+    if not out:
+        return None
+    is_folder = not out.endswith(".safetensors")
+    path = check_free(out, force, is_folder)
+    if is_folder:
+        from combcomp.share.hub import check_target
+        return check_target(path)
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"the folder of {rel_path(path)} does not exist; make it, or give another name "
+                         "with -o")
+    return path
+
+def write_found(
+    found, # of `smallest`
+    path:Path, # of `place_of_found`
+    outputs=None, # folder of its runs
+):
+    "Write the best model of a search as a packed file, or as a hub folder with a model card"
+    if path.suffix == ".safetensors":
+        atomic_bytes(path, found.file.read_bytes())
+        return
+    from combcomp.share.hub import save_pretrained
+    from combcomp.study.store import read_row
+    save_pretrained(read_row(found.best["id"], outputs), path, outputs)
+
 def smallest_command(
     task:str="supersense", # supersense accept wic hypernym glosssim, a GLUE task, or file:<your file>
     within:float=0.5, # points of score below the family's largest model, at most
@@ -758,15 +788,12 @@ def smallest_command(
     limit:int=None, # training examples used; None is all
     seeds:int=1, # with which the best is confirmed on the validation set
     workers:int=1, # processes on this machine, each with its share of the cores
-    out:str="", # the file to write; empty leaves the model in the outputs folder
+    out:str="", # file (.safetensors) or hub folder to write; empty leaves the model in outputs
     force:bool=False, # overwrite it
     outputs:str=None, # folder of rows, models and caches; None is outputs/ of this project
 ) -> Answer:
     "Search for the smallest model that keeps the score of the largest; it resumes"
-    path = check_free(out, force) if out else None
-    if path and not path.absolute().parent.is_dir():
-        raise ValueError(f"the folder of {rel_path(path)} does not exist; make it, or give another name "
-                         "with -o")
+    path = place_of_found(out, force)
     from combcomp.study.runner import hush
     from combcomp.study.search import smallest
     from combcomp.study.sweep import GridFailed
@@ -777,7 +804,7 @@ def smallest_command(
                          outputs, log)
     text = f"{format_table(found.savings)}\n\n{found}"
     if path:
-        atomic_bytes(path, found.file.read_bytes())
+        write_found(found, path, outputs)
         text += f"\nwritten to {rel_path(path)}"
     best = records(found.confirmed)[found.best.name]
     return Answer(best | dict(file=rel_path(path or found.file)), text, 0 if found.fits else 3)
@@ -859,6 +886,7 @@ COMMANDS = dict(
         "combcomp recommend --megabytes 20 --tasks file:reviews.csv")),
     smallest=Command(smallest_command, SMALLEST, (
         "combcomp smallest --task file:reviews.csv --within 0.5 -o small.safetensors",
+        "combcomp smallest --task sst2 --family e5 --sizes l12 --methods 'qat(step=0.8),vocab' -o shipped",
         "combcomp smallest --limit 1000 --sizes 4x96,3x64 --megabytes 2 --workers 2")),
     miniatures=Command(miniatures_command, options(miniatures_command), (
         "combcomp miniatures --sizes 4x96,2x32",

@@ -9,7 +9,7 @@ import pytest
 import transformers
 from conftest import REPO
 
-from combcomp import cli
+from combcomp import cli, load
 from combcomp.models.encoders import source
 from combcomp.ship.latency import bench
 from combcomp.ship.packed_file import inspect, unpack
@@ -59,7 +59,7 @@ def test_the_smallest_that_keeps_the_score_is_found_and_confirmed(found):
 
 def test_every_round_trains_fewer_for_longer(found):
     rounds = found.tried.groupby("share")
-    assert rounds.size().to_dict() == {0.5: 4, 1.0: 2} and rounds["steps"].max().is_monotonic_increasing
+    assert rounds.size().to_dict() == {0.25: 4, 1.0: 2} and rounds["steps"].max().is_monotonic_increasing
     whole = found.tried[found.tried["share"] == 1]
     assert (whole["recipe"] == "v2").all()  # rows as any others
 
@@ -118,6 +118,12 @@ def test_a_budget_that_nothing_keeps(place, found, tmp_path, capsys):
     assert inspect(small)["bytes"] == found.file.stat().st_size
     assert cli.main([*words, "--within", "20", "-o", str(small)]) == 2  # it exists
     assert "force" in capsys.readouterr().err
+    assert cli.main([*words, "--within", "20", "-o", str(tmp_path / "hub")]) == 0
+    assert load(tmp_path / "hub").predict("number 3 is bad") and (tmp_path / "hub" / "README.md").is_file()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "letter.txt").write_text("mine")
+    assert cli.main([*words, "--within", "20", "-o", str(tmp_path / "other"), "--force"]) == 2
+    assert (tmp_path / "other" / "letter.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
