@@ -26,7 +26,7 @@ PAPERMILL = $(BEGIN) mkdir -p outputs/notebooks && papermill --no-progress-bar -
 # The same for a command, which refuses an option that it does not have.
 OPTIONS = $(foreach name,$(filter-out PYTHON VENV,$(.VARIABLES)),$(if $(findstring command line,$(origin $(name))),--$(name)=$(call quote,$(name))))
 
-.PHONY: help venv run grid smallest miniatures speed ablations results report site test clean export readme notebook lab
+.PHONY: help venv run grid smallest zoo miniatures speed ablations results report site test clean export readme notebook lab
 
 help: ## list the targets
 	@echo "make run methods=kd,mp,qat size=l1 task=accept seed=3"
@@ -62,6 +62,10 @@ grid: $(READY) ## make the embedded suite, or the study of the parameters; it re
 smallest: $(READY) ## search for the smallest model of a task that keeps the score; it resumes
 	@$(PAPERMILL) nbs/smallest.ipynb outputs/notebooks/smallest.ipynb $(TYPED)
 	@echo "notebook outputs/notebooks/smallest.ipynb, with a figure of all that was tried"
+
+zoo: $(ALL) ## the smallest models of three tasks as hub folders in outputs/zoo, beside the uncompressed ones; it resumes
+	@$(PAPERMILL) nbs/zoo.ipynb outputs/notebooks/zoo.ipynb -p measure True $(TYPED)
+	@echo "notebook outputs/notebooks/zoo.ipynb, folders in outputs/zoo"
 
 miniatures: $(READY) ## distil small BERTs from MiniLM on texts without labels (sizes=4x96 texts=wordnet+mine.txt); it resumes
 	@$(BEGIN) combcomp miniatures $(OPTIONS)

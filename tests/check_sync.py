@@ -111,6 +111,7 @@ REMADE = (*RESULTS, "explore", "index")  # these write nothing; index quotes tab
 MEASURED = (
     "outputs/tables/speed_",
     "outputs/tables/soak.",
+    "outputs/tables/zoo.",
 )  # measured on one machine: what figures are drawn from
 WIDGET = "application/vnd.jupyter.widget-view+json"  # controls of a kernel that is gone
 

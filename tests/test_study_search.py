@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import transformers
-from conftest import REPO
+from conftest import REPO, code_of
 
 from combcomp import cli, load
 from combcomp.models.encoders import source
@@ -181,3 +181,21 @@ smallest("file:{place / 'classes.csv'}", 20, family="{place / 'bert'}", sizes="l
         f"file:{place / 'classes.csv'}", 20, **options(place, sizes="l1", methods=LOW, outputs=tmp_path)
     )
     assert found.fits and before < {*(tmp_path / "runs").iterdir()}
+
+
+def test_the_zoo_has_folders_and_a_table(place, found, tmp_path):
+    "The notebook zoo on this search: nothing is trained again, and both models are timed"
+    pytest.importorskip("openvino")
+    names = dict(display=QUIET)
+    given = dict(measure=True, tasks=f"file:{place / 'classes.csv'}", outputs=str(place / "out"), rounds=2)
+    given |= dict(within=20.0, family=str(place / "bert"), sizes="full,l1", methods=f"{LOW}; kd,qat", limit=None)
+    for i, cell in enumerate(code_of(REPO / "nbs" / "zoo.ipynb")):
+        exec(cell, names)
+        names.update({} if i else given)
+    row = pd.read_csv(place / "out/tables/zoo.csv").iloc[0]
+    assert row["fits"] and row["mb_file"] == found.best["mb_file"] < row["mb_whole"]
+    assert min(row["ms"], row["ms_whole"]) > 0 and row["faster"] == pytest.approx(
+        row["ms_whole"] / row["ms"], rel=0.5
+    )
+    (folder,) = (place / "out/zoo").iterdir()
+    assert load(folder).predict("number 3 is bad") and "vocab" in (folder / "README.md").read_text()
