@@ -55,8 +55,8 @@ class Goal:
 
 # %% ../../nbs/study/12_search.ipynb #5ea00009
 LOW = "kd,qat(step={}),vocab(rows={})" # a combination with coarse integers and few word pieces
-SPACE = (LOW.format(0.8, 16000), LOW.format(1.2, 16000), LOW.format(1.2, 8000), LOW.format(1.8, 8000),
-         "mp(sparsity=0.0,neurons=0.5)," + LOW.format(1.2, 8000))
+SPACE = ("kd,qat,vocab", LOW.format(0.5, 16000), LOW.format(0.8, 16000), LOW.format(1.2, 8000),
+         "mp(sparsity=0.0,neurons=0.5)," + LOW.format(1.2, 8000)) # from safe to small
 
 def candidates(
     family:str="miniature", # as in `Run`
@@ -216,8 +216,8 @@ def savings(
 def best_of(
     confirmed, # rows of `confirm`
 ): # a row
-    "The first that fits, else the one that misses by least"
-    return confirmed.loc[confirmed["missed"].idxmin()]
+    "The first that fits, else the one that misses by least; of several the smallest"
+    return confirmed.loc[confirmed.sort_values(["missed", "mb_file"], kind="stable").index[0]]
 
 @dataclass(frozen=True)
 class Found:
