@@ -787,7 +787,7 @@ def smallest_command(
     methods:str="", # combinations with ; between them; empty is vocabulary, integers, neurons
     limit:int=None, # training examples used; None is all
     seeds:int=1, # with which the best is confirmed on the validation set
-    workers:int=1, # processes on this machine, each with its share of the cores
+    workers:int=2, # processes on this machine, each with its share of the cores
     out:str="", # file (.safetensors) or hub folder to write; empty leaves the model in outputs
     force:bool=False, # overwrite it
     outputs:str=None, # folder of rows, models and caches; None is outputs/ of this project
@@ -887,7 +887,7 @@ COMMANDS = dict(
     smallest=Command(smallest_command, SMALLEST, (
         "combcomp smallest --task file:reviews.csv --within 0.5 -o small.safetensors",
         "combcomp smallest --task sst2 --family e5 --sizes l12 --methods 'qat(step=0.8),vocab' -o shipped",
-        "combcomp smallest --limit 1000 --sizes 4x96,3x64 --megabytes 2 --workers 2")),
+        "combcomp smallest --limit 1000 --sizes 4x96,3x64 --megabytes 2")),
     miniatures=Command(miniatures_command, options(miniatures_command), (
         "combcomp miniatures --sizes 4x96,2x32",
         "combcomp miniatures --sizes 3x64 --texts wordnet+letters.txt --steps 2000")),

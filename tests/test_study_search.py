@@ -110,6 +110,7 @@ def test_numbers_and_time(place, monkeypatch):
 def test_a_budget_that_nothing_keeps(place, found, tmp_path, capsys):
     words = ["smallest", "--task", f"file:{place / 'classes.csv'}", "--family", str(place / "bert")]
     words += ["--sizes", "full,l1", "--methods", f"{LOW}; kd,qat", "--outputs", str(place / "out")]
+    words += ["--workers", "1"]
     assert cli.main([*words, "--within", "20", "--megabytes", "0.01"]) == 3
     out = capsys.readouterr().out
     assert "nothing fits" in out and "nearest is l1" in out
@@ -188,7 +189,8 @@ def test_the_zoo_has_folders_and_a_table(place, found, tmp_path):
     pytest.importorskip("openvino")
     names = dict(display=QUIET)
     given = dict(measure=True, tasks=f"file:{place / 'classes.csv'}", outputs=str(place / "out"), rounds=2)
-    given |= dict(within=20.0, family=str(place / "bert"), sizes="full,l1", methods=f"{LOW}; kd,qat", limit=None)
+    given |= dict(within=20.0, family=str(place / "bert"), sizes="full,l1", methods=f"{LOW}; kd,qat")
+    given |= dict(limit=None)
     for i, cell in enumerate(code_of(REPO / "nbs" / "zoo.ipynb")):
         exec(cell, names)
         names.update({} if i else given)
