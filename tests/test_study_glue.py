@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest
 
 from combcomp.study import figures
 from conftest import NBS, code_of
-from combcomp.spec import SUBSETS, Run
+from combcomp.spec import SUBSETS, Run, canonical, subsets
 from combcomp.study.bootstrap import above_guessing, bootstrap_scores
 from combcomp.study.claims import CLAIMS, UNTESTED, Evidence, verdicts
 from combcomp.study.plan import configurations
@@ -13,10 +13,13 @@ from combcomp.study.store import load_many_predictions, load_predictions, load_r
 
 SIZES = dict(a=(90, 1.8), b=(30, 1.2), c=(9, 0.6))  # megabytes, logit of being right
 EXAMPLES = 240
+TRIMMED = [canonical(f"{m},vocab(rows=8000)".strip(",")) for m in SUBSETS]
 
 
 def make(folder, tasks=("rte", "sst2", "stsb")):
-    "Rows and predictions: nobody learns rte; int8 is four times smaller, a zero in the file still costs a bit"
+    """Rows and predictions: nobody learns rte; int8 is four times smaller, a zero in the file still costs a bit
+
+    Half of the vocabulary is half of the size, and is made at two of three sizes."""
     rng, rows, arrays = np.random.default_rng(0), [], {}
     for task in tasks:
         labels = rng.permutation(np.arange(EXAMPLES) % 20 < 11).astype(np.uint8)
@@ -24,7 +27,7 @@ def make(folder, tasks=("rte", "sst2", "stsb")):
         hard = rng.normal(0, 1.5, EXAMPLES)
         arrays[f"labels/{task}"] = labels
         for size, (mb, logit) in SIZES.items():
-            for methods in configurations():
+            for methods in configurations() + TRIMMED * (size != "c"):
                 gain = 0.3 * ("kd" in methods) - 0.05 * ("qat" in methods) - 0.1 * ("mp" in methods)
                 noise = rng.normal(0, 0.5, EXAMPLES)
                 if task == "rte":
@@ -36,7 +39,7 @@ def make(folder, tasks=("rte", "sst2", "stsb")):
                     predicted = np.where(right, labels, 1 - labels).astype(np.uint8)
                 numbers = np.corrcoef(predicted, labels)[0, 1], (predicted == labels).mean()
                 zeros = 0.4 if "0.4" in methods else 0.6 if "mp" in methods else 0.0
-                quarter = 4 if "qat" in methods else 1
+                quarter = (4 if "qat" in methods else 1) * (2 if "vocab" in methods else 1)
                 cfg = Run(task=task, methods=methods, limit=100)
                 id = f"{cfg.id}-{size}"
                 rows.append(
@@ -75,7 +78,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows(folder):
-    return study_rows(load_results(folder), "miniature", limits=100)
+    return study_rows(load_results(folder), "miniature", limits=100, methods="kd,mp,qat")
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +101,8 @@ def test_both_sets_of_tasks_have_their_figures(made):
     twice = [
         f"glue_{name}{end}" for name in ("table1", "figure1", "interactions") for end in ("", "_learned")
     ]
-    assert sorted(made[0]) == sorted([*twice, "glue_figure1_tasks", "glue_interactions_tasks"])
+    once = ["glue_figure1_tasks", "glue_interactions_tasks", "glue_vocabulary"]
+    assert sorted(made[0]) == sorted([*twice, *once])
 
 
 def test_a_task_at_chance_is_shown_and_not_in_the_mean_of_the_learned(rows, tables):
@@ -128,6 +132,18 @@ def test_every_configuration_is_in_the_table(tables):
     assert len(configurations()) == 12
     for name in ("glue_table1", "glue_table1_file"):
         assert {*tables[name]["methods"]} == {m or "none" for m in SUBSETS}
+
+
+def test_a_smaller_vocabulary_is_a_fourth_factor(rows, tables):
+    "Only at the sizes that have all sixteen, and not in the study of three methods"
+    assert not rows["methods"].str.contains("vocab").any() and len(rows) == 3 * 12 * len(SIZES)
+    effects, reductions = tables["glue_vocabulary"], tables["glue_vocabulary_table1"]
+    assert len(effects) == 15 and {*reductions["methods"]} == {
+        m or "none" for m in subsets(["kd", "mp", "qat", "vocab"])
+    }
+    alone = effects.set_index("effect").loc["vocab"]
+    factors = [float(text.split()[0]) for name, text in alone.items() if name.startswith("factorial")]
+    assert len(factors) == 2 and all(1.6 < f < 2.5 for f in factors)
 
 
 def test_reductions_differ_by_the_two_sizes_where_they_must(rows, tables):
