@@ -15,7 +15,7 @@ ROOMS = "data models compress ship study share".split()
 SECTIONS = {
     "Begin here": ["tour", "guides/*"],
     "Results": ["findings", "table1", "figure1", "glue", "speed", "ablations", "recipe", "explore"],
-    "Running": ["run", "grid", "smallest"],
+    "Running": ["run", "grid", "smallest", "zoo"],
     "Library": ["basics", "spec", "cli"],
     **{f"Library: {room}": [f"{room}/*"] for room in ROOMS},
 }
