@@ -886,7 +886,7 @@ COMMANDS = dict(
         "combcomp recommend --megabytes 20 --tasks file:reviews.csv")),
     smallest=Command(smallest_command, SMALLEST, (
         "combcomp smallest --task file:reviews.csv --within 0.5 -o small.safetensors",
-        "combcomp smallest --task sst2 --family e5 --sizes l12 --methods 'qat(step=0.8),vocab' -o shipped",
+        "combcomp smallest --task sst2 --family e5 --sizes l12,l6 -o shipped",
         "combcomp smallest --limit 1000 --sizes 4x96,3x64 --megabytes 2")),
     miniatures=Command(miniatures_command, options(miniatures_command), (
         "combcomp miniatures --sizes 4x96,2x32",
