@@ -9,7 +9,7 @@ __all__ = ['CODES', 'RUN', 'GRID', 'STUDY', 'SMALLEST', 'COMMANDS', 'METAVARS', 
            'find_tokenizer', 'open_model', 'unpack_command', 'validation_set', 'describe_export', 'export_command',
            'verify_command', 'open_classifier', 'read_inputs', 'label_joiner', 'several_columns', 'answer_columns',
            'predict_command', 'read_labels', 'calibrate_command', 'known_labels', 'compress_command', 'format_table',
-           'Study', 'pick_study', 'recommend_command', 'place_of_found', 'write_found', 'smallest_command',
+           'Study', 'pick_study', 'recommend_command', 'is_packed', 'place_of_found', 'write_found', 'smallest_command',
            'miniatures_command', 'sizes_command', 'Command', 'add_option', 'Parser', 'parser', 'parse', 'as_options',
            'report_error', 'print_warning', 'execute', 'flush_output', 'main']
 
@@ -747,6 +747,10 @@ def recommend_command(
     return Answer(records(table), f"{head}\n{format_table(table.drop(columns=['family', 'tasks']))}")
 
 # %% ../nbs/cli.ipynb #5ea10002
+def is_packed(name) -> bool: # of a file or a folder
+    "Is it the name of a packed file?"
+    return str(name).endswith(".safetensors")
+
 def place_of_found(
     out:str, # a packed file (.safetensors) or a hub folder; empty is none
     force:bool=False, # what is there may be overwritten
@@ -754,9 +758,8 @@ def place_of_found(
     "Where the result of a search goes; ValueError or FileExistsError if nothing can be written there"
     if not out:
         return None
-    is_folder = not out.endswith(".safetensors")
-    path = check_free(out, force, is_folder)
-    if is_folder:
+    path = check_free(out, force, folder=not is_packed(out))
+    if not is_packed(out):
         from combcomp.share.hub import check_target
         return check_target(path)
     if not path.absolute().parent.is_dir():
@@ -770,7 +773,7 @@ def write_found(
     outputs=None, # folder of its runs
 ):
     "Write the best model of a search as a packed file, or as a hub folder with a model card"
-    if path.suffix == ".safetensors":
+    if is_packed(path):
         atomic_bytes(path, found.file.read_bytes())
         return
     from combcomp.share.hub import save_pretrained

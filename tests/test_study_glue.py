@@ -17,7 +17,7 @@ TRIMMED = [canonical(f"{m},vocab(rows=8000)".strip(",")) for m in SUBSETS]
 
 
 def make(folder, tasks=("rte", "sst2", "stsb")):
-    """Rows and predictions: nobody learns rte; int8 is four times smaller, a zero in the file still costs a bit
+    """Rows and predictions: nobody learns rte; int8 is four times smaller, a zero in a file costs a bit
 
     Half of the vocabulary is half of the size, and is made at two of three sizes."""
     rng, rows, arrays = np.random.default_rng(0), [], {}

@@ -475,11 +475,11 @@ def grid(
     remove_leftovers(out)
     sweep = Sweep(every, out, log)
     log(forecast(sweep), flush=True)
-    if sweep.pending() and not dry_run:
+    if (left := sweep.pending()) and not dry_run:
         ctx = Context(writable(out), log, checkpoint, report_to)
         progress = Progress(sweep, log, keep)
         with progress.bar:
-            processes = min(workers, len(sweep.pending())) # a single run has all cores
+            processes = min(workers, len(left)) # a single run has all cores
             options = EngineOptions(processes, tuple(measure), seen_as, deaths)
             import_object(ENGINES[engine])(sweep, ctx, progress, options)
     found = problems(sweep, dry_run)
